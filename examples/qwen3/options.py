@@ -1,0 +1,133 @@
+"""The command line of `generate`, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from examples.qwen3.errors import OptionError, PromptError
+
+BUNDLED = Path(__file__).parent / "models" / "tiny-shakespeare"
+BACKENDS = ("inline", "thread", "process", "ray")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for. One of `prompt` and `prompt_ids` is None."""
+
+    prompt: str | None
+    prompt_ids: list[int] | None
+    model: Path
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
+    backend: str
+    save_logits: Path | None
+    stats: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like all others of this example."""
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(f"{' '.join(message.split())}; see --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m examples.qwen3.generate",
+        description="Generate text from a Qwen3 checkpoint; what is generated goes to standard output.",
+        allow_abbrev=False,
+    )
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="text to go on from; needs the model's tokenizer.json")
+    prompt.add_argument("--prompt-ids", metavar="IDS", help="token ids to go on from, like 1,2,3; needs no tokenizer")
+    parser.add_argument("--model", metavar="DIR", type=Path, default=BUNDLED, help="a Hugging Face Qwen3 directory (default: bundled)")
+    parser.add_argument("--max-tokens", metavar="N", default="200", help="tokens to generate at most (default: 200)")
+    parser.add_argument("--temperature", metavar="T", help="0 is greedy (default: 0, but 1 where --top-k or --top-p is given)")
+    parser.add_argument("--top-k", metavar="K", default="0", help="draw from the K likeliest tokens (default: 0, off)")
+    parser.add_argument("--top-p", metavar="P", default="1", help="draw from the likeliest share P (default: 1, off)")
+    parser.add_argument("--seed", metavar="N", help="makes draws repeatable (default: drawn anew each time)")
+    parser.add_argument("--backend", default="thread", help=f"one of {', '.join(BACKENDS)} (default: thread)")
+    parser.add_argument("--save-logits", metavar="FILE.npz", type=Path, help="write arrays tokens (n,) and logits (n, vocab)")
+    parser.add_argument("--stats", action="store_true", help="end standard error with one line of JSON")
+    return parser
+
+
+def _integer(option: str, text: str, low: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise OptionError(f"{option} {text!r} is no integer; give one of at least {low}") from None
+    if value < low:
+        raise OptionError(f"{option} {value} is too small; give at least {low}")
+    return value
+
+
+def _number(option: str, text: str, wanted: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise OptionError(f"{option} {text!r} is no number; give {wanted}") from None
+    if not math.isfinite(value) or value < 0:
+        raise OptionError(f"{option} {text} makes no sense; give {wanted}")
+    return value
+
+
+def parse_ids(text: str) -> list[int]:
+    """The ids in `1,2,3`. Raises `PromptError` for anything else; an empty text gives no ids."""
+    ids = []
+    for item in text.split(",") if text.strip() else []:
+        try:
+            ids.append(int(item))
+        except ValueError:
+            raise PromptError(f"--prompt-ids: {item.strip()!r} is no token id; give them like 1,2,3") from None
+    return ids
+
+
+def check_target(path: Path) -> None:
+    """Raise `OptionError` unless `path` can be written; leaves no file where there was none."""
+    try:
+        existed = path.exists()
+        path.open("ab").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise OptionError(
+            f"--save-logits {path}: cannot be written ({error.strerror}); name a file in a directory you may write to"
+        ) from None
+
+
+def parse(argv: Sequence[str] | None) -> Options:
+    """Options from `argv` (None: those of the process). Raises `OptionError` or `PromptError`, each one line."""
+    given = _parser().parse_args(argv)
+    top_k = _integer("--top-k", given.top_k, 0)
+    top_p = _number("--top-p", given.top_p, "a share above 0 and up to 1")
+    if not 0 < top_p <= 1:
+        raise OptionError(f"--top-p {given.top_p} makes no sense; give a share above 0 and up to 1")
+    drawn = top_k > 0 or top_p < 1
+    temperature = given.temperature if given.temperature is not None else "1" if drawn else "0"
+    if given.backend not in BACKENDS:
+        raise OptionError(f"--backend {given.backend!r} is unknown; give one of {', '.join(BACKENDS)}")
+    options = Options(
+        prompt=given.prompt,
+        prompt_ids=None if given.prompt_ids is None else parse_ids(given.prompt_ids),
+        model=given.model,
+        max_tokens=_integer("--max-tokens", given.max_tokens, 1),
+        temperature=_number("--temperature", temperature, "0 for greedy, or a number above"),
+        top_k=top_k,
+        top_p=top_p,
+        seed=None if given.seed is None else _integer("--seed", given.seed, 0),
+        backend=given.backend,
+        save_logits=given.save_logits,
+        stats=given.stats,
+    )
+    if options.save_logits is not None:
+        check_target(options.save_logits)
+    return options

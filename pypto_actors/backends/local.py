@@ -1,0 +1,117 @@
+"""What the backends inside this process share: a dispatch becomes calls on views, and a copy is a `numpy.copyto`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from pypto_actors.backends.memory import Interconnect, Views
+from pypto_actors.errors import InternalError
+from pypto_actors.executor import Answer, Desk
+from pypto_actors.messages import Commit, Completed, Dispatch, Failed, Piece, Reached, Read, Release, Transfer, Write
+from pypto_actors.plan import Part, Plan, Slot
+from pypto_actors.values import DeviceTensor
+
+Clock: TypeAlias = Callable[[], float]
+
+
+class LocalExecutor:
+    """One device in this process; the subclasses say where its kernels and its large copies run."""
+
+    __slots__ = ("_clock", "_interconnect", "_desk", "_rank", "_views")
+
+    def __init__(self, rank: int, interconnect: Interconnect, desk: Desk, clock: Clock) -> None:
+        self._rank = rank
+        self._interconnect = interconnect
+        self._desk = desk
+        self._clock = clock
+        self._views: Views | None = None  # made for the first dispatch: thousands of devices may never see one
+
+    @property
+    def views(self) -> Views:
+        views = self._views
+        if views is None:
+            views = self._views = Views(self._rank, self._interconnect)
+        return views
+
+    def values(self, message: Dispatch, part: Part) -> list[Any] | None:
+        """The values of the part's slots; answers `Failed` and gives `None` where memory is missing."""
+        try:
+            return self.views.slots(part.slots, message.args, message.scratch, message.plan)
+        except Exception as error:
+            now = self._clock()
+            self._desk.post(Failed(message.run, message.part, self._rank, -1, error, now, now))
+            return None
+
+    def commit(self, message: Commit) -> None:
+        now = self._clock()
+        try:
+            for allocation, nbytes in message.items:
+                self._interconnect.commit(allocation, nbytes)
+        except Exception as error:
+            self._desk.post(Failed(message.run, -1, self._rank, -1, error, now, now))
+            return
+        if message.reply:
+            self._desk.post(Completed(message.run, -1, self._rank, now, now))
+
+    def release(self, message: Release) -> None:
+        if self._views is not None:
+            self._views.forget(message.allocations)
+        for allocation in message.allocations:
+            self._interconnect.release(allocation)
+
+    def window(self, slot: Slot, args: Sequence[Any], scratch: Sequence[int], plan: Plan) -> Any:
+        return self.views.slot(slot, args, scratch, plan)
+
+    def copied(self, message: Piece) -> Answer:
+        """Do a copy, here and now."""
+        started = self._clock()
+        try:
+            np.copyto(self._side(message.target), self._side(message.source))
+        except BaseException as error:
+            return Failed(message.run, message.part, self._rank, -1, error, started, self._clock())
+        return Completed(message.run, message.part, self._rank, started, self._clock())
+
+    def _side(self, value: Any) -> Any:
+        return self._interconnect.array(value) if type(value) is DeviceTensor else value
+
+
+def execute(message: Dispatch, part: Part, values: Sequence[Any], rank: int, clock: Clock, post: Callable[[Answer], None]) -> Answer:
+    """Run the steps of a part, one after another; where it stops, it says at which step."""
+    started = clock()
+    number = 0
+    events = part.events
+    try:
+        if len(events) == 1:
+            for number, step in enumerate(part.steps):
+                call(step.function, [values[slot] for slot in step.slots])
+        else:
+            event = 0
+            for number, step in enumerate(part.steps):
+                call(step.function, [values[slot] for slot in step.slots])
+                if number + 1 == events[event] and event < len(events) - 1:
+                    post(Reached(message.run, message.part, event, clock()))
+                    event += 1
+    except BaseException as error:
+        return Failed(message.run, message.part, rank, number, error, started, clock())
+    return Completed(message.run, message.part, rank, started, clock())
+
+
+def call(function: Callable[..., Any] | None, values: Sequence[Any]) -> None:
+    if function is None:
+        np.copyto(values[0], values[1])
+    else:
+        function(*values)
+
+
+def size_of(message: Piece) -> int:
+    """Bytes that a copy moves."""
+    match message:
+        case Write() | Transfer():
+            return message.target.nbytes
+        case Read():
+            return message.source.nbytes
+        case _:
+            raise InternalError(f"{message!r} is no copy")

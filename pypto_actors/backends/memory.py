@@ -1,0 +1,103 @@
+"""Device memory in this process: one numpy buffer an allocation, and the views that kernels see. Devices of one backend reach each
+other's memory through the interconnect, as NPUs do over their links."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pypto_actors.errors import InternalError
+from pypto_actors.executor import read_only
+from pypto_actors.plan import Path, Plan, Slot, Source
+from pypto_actors.values import DeviceTensor
+
+Array = np.ndarray[Any, Any]
+MOST_VIEWS = 4096  # kept of one device; enough for a KV cache's pages
+
+
+class Interconnect:
+    """Which buffer each allocation has, over all devices of a backend."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[int, Array] = {}
+
+    def commit(self, allocation: int, nbytes: int) -> None:
+        # calloc: pages are committed when they are touched
+        self.buffers[allocation] = np.zeros(nbytes, np.uint8)
+
+    def release(self, allocation: int) -> None:
+        self.buffers.pop(allocation, None)
+
+    def array(self, tensor: DeviceTensor) -> Array:
+        try:
+            buffer = self.buffers[tensor.allocation]
+        except KeyError:
+            raise InternalError(f"{tensor!r} reached a device after its memory was released") from None
+        return buffer[tensor.offset : tensor.offset + tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
+
+
+class Views:
+    """The views of one device's kernels, kept for the tensors that come again and again."""
+
+    def __init__(self, rank: int, interconnect: Interconnect) -> None:
+        self._rank = rank
+        self.interconnect = interconnect
+        self._read: dict[DeviceTensor, Array] = {}
+        self._write: dict[DeviceTensor, Array] = {}
+
+    def forget(self, allocations: Sequence[int]) -> None:
+        gone = set(allocations)
+        for kept in (self._read, self._write):
+            for tensor in [tensor for tensor in kept if tensor.allocation in gone]:
+                del kept[tensor]
+
+    def tensor(self, tensor: DeviceTensor, writable: bool) -> Array:
+        kept = self._write if writable else self._read
+        view = kept.get(tensor)
+        if view is None:
+            view = self.interconnect.array(tensor)
+            if not writable:
+                view.flags.writeable = False
+            if tensor.device == self._rank:  # a view of a peer's memory would keep it after its release
+                if len(kept) >= MOST_VIEWS:
+                    kept.clear()
+                kept[tensor] = view
+        return view
+
+    def slots(self, slots: Sequence[Slot], args: Sequence[Any], scratch: Sequence[int], plan: Plan) -> list[Any]:
+        """The values of a part's slots: arrays that are read-only where they are not written, and scalars."""
+        return [self.slot(slot, args, scratch, plan) for slot in slots]
+
+    def slot(self, slot: Slot, args: Sequence[Any], scratch: Sequence[int], plan: Plan) -> Any:
+        source = slot.source
+        if source is Source.ARGUMENT:
+            value = args[slot.index]
+            if type(value) is DeviceTensor:
+                if slot.path:
+                    value = sliced_tensor(value, slot.path)
+                return self.tensor(value, slot.writable)
+            if isinstance(value, np.ndarray):
+                array = sliced(value, slot.path) if slot.path else value
+                return array if slot.writable else read_only(array)
+            return value
+        if source is Source.CONSTANT:
+            return slot.value
+        form = plan.scratch[slot.index]
+        whole = DeviceTensor.of(form.device, form.shape, form.dtype, scratch[slot.index])
+        array = sliced(self.interconnect.array(whole), slot.path)
+        return array if slot.writable else read_only(array)
+
+
+def sliced(array: Array, path: Path) -> Array:
+    for start, stop, squeeze in path:
+        # a dimension taken by an index must stay an array, also when it was the last one
+        array = array[start, ...] if squeeze else array[start:stop]
+    return array
+
+
+def sliced_tensor(tensor: DeviceTensor, path: Path) -> DeviceTensor:
+    for start, stop, squeeze in path:
+        tensor = tensor[start] if squeeze else tensor[start:stop]
+    return tensor

@@ -1,0 +1,149 @@
+"""`backend="thread"`: one thread for each device. numpy releases the GIL where it computes, so devices overlap."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Any, TypeAlias
+
+from pypto_actors.backends.local import Clock, LocalExecutor, execute, size_of
+from pypto_actors.backends.memory import Interconnect
+from pypto_actors.executor import Answer, Desk, Executor
+from pypto_actors.messages import Dispatch, Piece
+from pypto_actors.plan import Part
+
+LARGE_COPY = 1 << 17  # bytes; from here on a copy takes longer than the way to a thread and back
+Work: TypeAlias = Callable[[], Any]
+
+
+class Inbox:
+    """Answers on their way from threads to the loop: one deque, and one wake-up for all that come before it is heard."""
+
+    __slots__ = ("_answers", "_awake", "_desk", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, desk: Desk) -> None:
+        self._loop = loop
+        self._desk = desk
+        self._answers: deque[Answer] = deque()
+        self._awake = False
+
+    def put(self, answer: Answer) -> None:
+        """From any thread."""
+        self._answers.append(answer)
+        if not self._awake:
+            self._awake = True
+            self._loop.call_soon_threadsafe(self._take)
+
+    def _take(self) -> None:
+        self._awake = False
+        answers = self._answers
+        while answers:
+            self._desk.post(answers.popleft())
+        self._desk.turn()
+
+
+class WorkThread:
+    """A thread that does what is put into its queue, in order, until it is told to end."""
+
+    __slots__ = ("_queue", "_thread")
+
+    def __init__(self, name: str) -> None:
+        self._queue: SimpleQueue[Work | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, work: Work) -> None:
+        self._queue.put(work)
+
+    def _run(self) -> None:
+        get = self._queue.get
+        while (work := get()) is not None:
+            work()
+            del work  # the next may be long in coming, and this one holds arrays
+
+    def end(self) -> None:
+        """No more work; returns at once, the thread ends after what it has."""
+        self._queue.put(None)
+
+    def join(self) -> None:
+        self._thread.join()
+
+
+class ThreadExecutor(LocalExecutor):
+    """Kernels run in the device's thread; large copies in a second one, its copy engine, so that no kernel holds them up."""
+
+    __slots__ = ("_copies", "_inbox", "_thread")
+
+    def __init__(self, rank: int, interconnect: Interconnect, desk: Desk, clock: Clock, inbox: Inbox) -> None:
+        super().__init__(rank, interconnect, desk, clock)
+        self._inbox = inbox
+        self._thread = WorkThread(f"pypto-device-{rank}")
+        self._copies: WorkThread | None = None
+
+    def dispatch(self, message: Dispatch) -> None:
+        part = message.plan.parts[message.part]
+        values = self.values(message, part)
+        if values is not None:
+            self._thread.put(_Run(message, part, values, self._rank, self._clock, self._inbox.put))
+
+    def copy(self, message: Piece) -> None:
+        if size_of(message) < LARGE_COPY:
+            self._desk.post(self.copied(message))
+            return
+        if self._copies is None:
+            self._copies = WorkThread(f"pypto-copies-{self._rank}")
+        self._copies.put(lambda: self._inbox.put(self.copied(message)))
+
+    def end(self) -> list[WorkThread]:
+        threads = [self._thread] if self._copies is None else [self._thread, self._copies]
+        for thread in threads:
+            thread.end()
+        return threads
+
+
+class _Run:
+    """One part on its way through a device's thread."""
+
+    __slots__ = ("clock", "message", "part", "post", "rank", "values")
+
+    def __init__(self, message: Dispatch, part: Part, values: list[Any], rank: int, clock: Clock, post: Callable[[Answer], None]) -> None:
+        self.message = message
+        self.part = part
+        self.values = values
+        self.rank = rank
+        self.clock = clock
+        self.post = post
+
+    def __call__(self) -> None:
+        self.post(execute(self.message, self.part, self.values, self.rank, self.clock, self.post))
+
+
+class ThreadBackend:
+    """Makes executors with a thread each."""
+
+    name = "thread"
+    virtual_time = False
+    callbacks_in_threads = True
+
+    def __init__(self) -> None:
+        self._executors: list[ThreadExecutor] = []
+
+    async def start(self, ranks: Sequence[int], desk: Desk, loop: asyncio.AbstractEventLoop) -> Sequence[Executor]:
+        interconnect = Interconnect()
+        inbox = Inbox(loop, desk)
+        try:
+            for rank in ranks:
+                self._executors.append(ThreadExecutor(rank, interconnect, desk, loop.time, inbox))
+        except BaseException:
+            await self.stop()
+            raise
+        return tuple(self._executors)
+
+    async def stop(self) -> None:
+        threads = [thread for executor in self._executors for thread in executor.end()]
+        self._executors = []
+        for thread in threads:  # they are idle: all answers have come
+            thread.join()

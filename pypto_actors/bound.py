@@ -1,0 +1,126 @@
+"""Bound programs: some arguments fixed and checked once, the rest given with each call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pypto_actors.errors import ArgumentTypeError
+from pypto_actors.handle import DistributedRunHandle, RunResult
+from pypto_actors.registry import Entry
+from pypto_actors.signature import check_one
+from pypto_actors.submission import Options, Prepared, Tensors, prepare
+
+if TYPE_CHECKING:
+    from pypto_actors.system import System
+
+
+class Owner(Protocol):
+    """What a bound program needs of its worker."""
+
+    def _enter(self, what: str) -> System: ...
+    def _open_system(self) -> System: ...
+    def _checked(self, device: int | None, priority: int, deadline: float | None, after: Iterable[DistributedRunHandle]) -> Options: ...
+    async def _run_prepared(self, system: System, call: Prepared, options: Options) -> RunResult: ...
+    async def _submit_prepared(self, system: System, call: Prepared, options: Options) -> DistributedRunHandle: ...
+    def _submit_prepared_nowait(self, system: System, call: Prepared, options: Options) -> DistributedRunHandle: ...
+
+
+class BoundProgram:
+    """A program with fixed arguments. The rest is given in the order of the parameters; all `Out` parameters that are not fixed may be
+    left out (return style). Options are those of `run`."""
+
+    __slots__ = ("_complete", "_entry", "_epoch", "_fixed", "_rest", "_short", "_tensors", "_worker")
+
+    def __init__(self, worker: Owner, entry: Entry, tensors: Tensors, fixed: Mapping[str, Any]) -> None:
+        self._worker = worker
+        self._entry = entry
+        self._tensors = tensors
+        params = entry.program.params
+        names = {parameter.name: position for position, parameter in enumerate(params)}
+        for name in fixed:
+            if name not in names:
+                known = ", ".join(names)
+                raise ArgumentTypeError(f"program {entry.program.name!r} has no parameter {name!r} to fix; its parameters are {known}")
+        self._fixed = {names[name]: value for name, value in fixed.items()}
+        for position, value in self._fixed.items():
+            check_one(entry.program, position, value)
+        self._rest = tuple(position for position in range(len(params)) if position not in self._fixed)
+        inputs = set(entry.program.inputs)
+        no_output_fixed = all(position in inputs for position in self._fixed)
+        self._short = tuple(position for position in self._rest if position in inputs) if no_output_fixed else None
+        self._complete: Prepared | None = None
+        self._epoch = -1
+        self._check_tensors()
+        if not self._rest:
+            self._complete = self._prepare(())
+            self._epoch = tensors.epoch
+
+    def _check_tensors(self) -> None:
+        for position, value in self._fixed.items():
+            self._tensors.check_any(value, f"parameter {self._entry.program.params[position].name!r} of program {self._entry.program.name!r}")
+
+    async def __call__(
+        self,
+        *rest: Any,
+        device: int | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        after: Iterable[DistributedRunHandle] = (),
+    ) -> RunResult:
+        """`run` with the fixed arguments and `rest`."""
+        system = self._worker._enter("run")
+        options = self._worker._checked(device, priority, deadline, after)
+        return await self._worker._run_prepared(system, self._call(rest), options)
+
+    async def submit(
+        self,
+        *rest: Any,
+        device: int | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        after: Iterable[DistributedRunHandle] = (),
+    ) -> DistributedRunHandle:
+        """`submit` with the fixed arguments and `rest`."""
+        system = self._worker._enter("submit")
+        options = self._worker._checked(device, priority, deadline, after)
+        return await self._worker._submit_prepared(system, self._call(rest), options)
+
+    def submit_nowait(
+        self,
+        *rest: Any,
+        device: int | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        after: Iterable[DistributedRunHandle] = (),
+    ) -> DistributedRunHandle:
+        """`submit_nowait` with the fixed arguments and `rest`."""
+        system = self._worker._open_system()
+        options = self._worker._checked(device, priority, deadline, after)
+        return self._worker._submit_prepared_nowait(system, self._call(rest), options)
+
+    def _call(self, rest: Sequence[Any]) -> Prepared:
+        if self._complete is not None and not rest and self._epoch == self._tensors.epoch:
+            return self._complete
+        call = self._prepare(rest)
+        if not self._rest:
+            self._complete = call
+            self._epoch = self._tensors.epoch
+        return call
+
+    def _prepare(self, rest: Sequence[Any]) -> Prepared:
+        self._entry.check_active()
+        args = self._fixed.copy()
+        if len(rest) == len(self._rest):
+            args.update(zip(self._rest, rest, strict=True))
+        elif self._short is not None and len(rest) == len(self._short):
+            args.update(zip(self._short, rest, strict=True))
+        else:
+            params = self._entry.program.params
+            names = ", ".join(params[position].name for position in self._rest) or "none"
+            raise ArgumentTypeError(f"bound program {self._entry.program.name!r} takes {len(self._rest)} arguments ({names}), got {len(rest)}")
+        return prepare(self._entry, [args[position] for position in sorted(args)], self._tensors)
+
+    def __repr__(self) -> str:
+        params = self._entry.program.params
+        return f"<BoundProgram {self._entry.program.name!r}, fixed: {', '.join(params[p].name for p in self._fixed) or 'nothing'}>"

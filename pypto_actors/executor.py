@@ -1,0 +1,65 @@
+"""The contract between a device actor and what computes for it, and between a worker and a backend."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from pypto_actors.messages import Commit, Completed, Dispatch, Failed, Piece, Reached, Release
+from pypto_actors.plan import Plan, Slot
+
+Answer: TypeAlias = Completed | Failed | Reached
+
+
+class Desk(Protocol):
+    """Where answers are handed in, on the loop."""
+
+    def post(self, answer: Answer, /) -> None:
+        """Put an answer into the coordinator's mailbox."""
+
+    def turn(self) -> None:
+        """Let the actors work now; for those who come from outside a turn."""
+
+
+class Executor(Protocol):
+    """Does what one device actor is told, in the order in which it is told. Calls return at once; answers go to the desk, on the loop.
+
+    Copies may overtake dispatches: the coordinator sends only what has nothing in common with anything unfinished.
+    """
+
+    def dispatch(self, message: Dispatch) -> None: ...
+
+    def commit(self, message: Commit) -> None: ...
+
+    def release(self, message: Release) -> None: ...
+
+    def copy(self, message: Piece) -> None: ...
+
+    def window(self, slot: Slot, args: Sequence[Any], scratch: Sequence[int], plan: Plan) -> Any:
+        """The value of a slot as a host callback sees it: an array of this device's memory, a host array, or a scalar."""
+
+
+class Backend(Protocol):
+    """Makes the executors of a worker, one a device."""
+
+    name: str
+    virtual_time: bool  # may it run on a loop whose clock is virtual?
+    callbacks_in_threads: bool  # do plain host callbacks run in threads?
+
+    async def start(self, ranks: Sequence[int], desk: Desk, loop: asyncio.AbstractEventLoop) -> Sequence[Executor]:
+        """Start one executor a rank; raises the original error with nothing left behind."""
+
+    async def stop(self) -> None:
+        """End them all; returns when nothing of them is left. Called once, after the last answer."""
+
+
+def read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The same bytes, not to be written."""
+    if not array.flags.writeable and type(array) is np.ndarray:
+        return array
+    view = array.view(np.ndarray)
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,72 @@
+"""The failures of what was accepted, each with a text that says what happened and, where there is one, the mend. Pure."""
+
+from __future__ import annotations
+
+from pypto_actors.errors import (
+    DeadlineExceededError,
+    DependencyFailedError,
+    KernelError,
+    PyptoActorsError,
+    RunCancelledError,
+)
+from pypto_actors.lifecycle import Failure, Record
+from pypto_actors.messages import Failed
+from pypto_actors.policy import Policy
+
+
+def describe(record: Record) -> str:
+    if record.plan is None:
+        return f"{type(record.message).__name__.lower()} {record.id}"
+    return f"dispatch {record.id} of program {record.plan.program!r}"
+
+
+def cancelled(record: Record, why: str, kind: type[PyptoActorsError] = RunCancelledError) -> Failure:
+    return Failure(kind, f"{describe(record)} did not start: {why}")
+
+
+def expired(record: Record, now: float) -> Failure:
+    deadline = record.message.deadline
+    return Failure(
+        DeadlineExceededError,
+        f"{describe(record)} did not start before its deadline: {deadline:.6f} is {now - deadline:.6f} s ago",
+    )
+
+
+def depends(record: Record) -> Failure:
+    broken = record.broken
+    assert broken is not None
+    assert broken.failure is not None
+    return Failure(
+        DependencyFailedError,
+        f"{describe(record)} did not start: {describe(broken)}, which it comes after, {broken.state.value}",
+        cause=broken.failure.make(),
+    )
+
+
+def policy_failed(record: Record, policy: Policy, call: str, error: Exception) -> Failure:
+    return Failure(PyptoActorsError, f"{describe(record)} did not start: {policy!r}.{call} raised {error!r}", cause=error)
+
+
+def raised(message: Failed, record: Record) -> Failure:
+    """A kernel, a callback or a copy raised."""
+    error = message.error
+    if isinstance(error, PyptoActorsError) and not isinstance(error, KernelError):
+        return Failure(type(error), str(error), dict(vars(error)), error)
+    plan = record.plan
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if plan is None:
+        return Failure(KernelError, f"{describe(record)} failed on device {message.device}: {what}", {}, error)
+    part = plan.parts[message.part]
+    if part.device < 0:
+        callback = part.callback
+        name = callback if isinstance(callback, str) else getattr(callback, "__name__", repr(callback))
+        return Failure(
+            KernelError, f"callback {name!r} of program {plan.program!r} raised {what}", {"program": plan.program}, error
+        )
+    kernel = part.steps[message.step].name if message.step >= 0 else None
+    return Failure(
+        KernelError,
+        f"kernel {kernel!r} of program {plan.program!r} raised on device {message.device}: {what}",
+        {"program": plan.program, "kernel": kernel, "device": message.device},
+        error,
+    )

@@ -1,0 +1,116 @@
+"""The host actor: it runs host callbacks, `async` ones as tasks on the loop, others in threads (inline: on the loop)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from pypto_actors.errors import InternalError
+from pypto_actors.executor import Answer, Executor
+from pypto_actors.messages import Call, Completed, Failed
+from pypto_actors.plan import Slot, Source
+from pypto_actors.values import DeviceTensor
+
+
+class Inside:
+    """Marks the context of a running callback, so that what waits on its own worker can be refused."""
+
+    __slots__ = ("active", "name", "worker")
+
+    def __init__(self, worker: object, name: str) -> None:
+        self.worker = worker
+        self.name = name
+        self.active = True
+
+
+INSIDE: contextvars.ContextVar[Inside | None] = contextvars.ContextVar("pypto_actors.inside", default=None)
+
+
+class HostActor:
+    """Runs callbacks. `run_in_thread(work)` has `work` done in a callback thread and its answer posted; `None`: on the loop."""
+
+    def __init__(
+        self,
+        worker: object,
+        loop: asyncio.AbstractEventLoop,
+        executors: Sequence[Executor],
+        post: Callable[[Answer], None],
+        run_in_thread: Callable[[Callable[[], Answer]], None] | None,
+        named: Mapping[str, Callable[..., Any]],
+    ) -> None:
+        self._worker = worker
+        self._loop = loop
+        self._executors = executors
+        self._post = post
+        self._run_in_thread = run_in_thread
+        self._named = named
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<HostActor: {len(self._tasks)} async callbacks running>"
+
+    def receive(self, message: Call) -> None:
+        part = message.plan.parts[message.part]
+        callback = part.callback
+        function = self._named[callback] if isinstance(callback, str) else callback
+        if function is None:
+            raise InternalError(f"{message!r} is no callback")
+        try:
+            values = [self._value(slot, message) for slot in part.slots]
+            arguments = [values[slot] for slot in part.steps[0].slots]
+        except Exception as error:
+            self._post(self._failed(message, error, self._loop.time()))
+            return
+        inside = Inside(self._worker, part.steps[0].name)
+        context = contextvars.copy_context()
+        context.run(INSIDE.set, inside)
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+            work = self._run_async(message, function, arguments, inside)
+            task = self._loop.create_task(work, context=context, name=f"callback {inside.name}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif self._run_in_thread is None:
+            self._post(context.run(self._run, message, function, arguments, inside))
+        else:
+            self._run_in_thread(lambda: context.run(self._run, message, function, arguments, inside))
+
+    def _value(self, slot: Slot, message: Call) -> Any:
+        device = 0
+        if slot.source is Source.ARGUMENT and isinstance(message.args[slot.index], DeviceTensor):
+            device = message.args[slot.index].device
+        elif slot.source is Source.SCRATCH:
+            device = message.plan.scratch[slot.index].device
+        return self._executors[device].window(slot, message.args, message.scratch, message.plan)
+
+    def _run(self, message: Call, function: Callable[..., Any], arguments: list[Any], inside: Inside) -> Answer:
+        started = self._loop.time()
+        try:
+            value = function(*arguments)
+            if inspect.isawaitable(value):
+                if isinstance(value, Coroutine):
+                    value.close()
+                raise TypeError(f"callback {inside.name!r} returned an awaitable; declare it with `async def` so that it runs on the loop")
+        except BaseException as error:
+            return self._failed(message, error, started)
+        finally:
+            inside.active = False
+        return Completed(message.run, message.part, -1, started, self._loop.time(), value)
+
+    async def _run_async(self, message: Call, function: Callable[..., Any], arguments: list[Any], inside: Inside) -> None:
+        started = self._loop.time()
+        try:
+            value = await function(*arguments)
+        except BaseException as error:
+            self._post(self._failed(message, error, started))
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+        else:
+            self._post(Completed(message.run, message.part, -1, started, self._loop.time(), value))
+        finally:
+            inside.active = False
+
+    def _failed(self, message: Call, error: BaseException, started: float) -> Failed:
+        return Failed(message.run, message.part, -1, 0, error, started, self._loop.time())

@@ -1,0 +1,128 @@
+"""What is ready for one device, and in which order it goes. Pure and synchronous.
+
+A dispatch that needs several devices stands in the queue of each. When it is its turn on one of them and it cannot go yet, it *claims* all of
+them: a claimed device is handed nothing else. Claims stand in one global order, that of acceptance, so no mix of dispatches can
+deadlock. Whoever was overtaken too often claims its devices as well, whatever the policy says.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from heapq import heapify, heappop, heappush
+from typing import Any
+
+from pypto_actors.lifecycle import Record, RunState
+from pypto_actors.policy import Item, Policy, View
+
+MOST_OVERTAKEN = 64  # how often a ready dispatch may be overtaken
+
+
+def _number(record: Record) -> int:
+    return record.id
+
+
+class DeviceQueue:
+    """Ready dispatches of one device, by stage; and what the device was handed."""
+
+    __slots__ = ("claims", "decodes", "order", "outstanding", "prefills", "rank", "stages", "work")
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.outstanding = 0  # parts handed to the device and not answered
+        self.work = 0  # accepted dispatches that use the device
+        self.prefills = 0  # since the last decode
+        self.decodes = 0  # since the last prefill
+        self.stages: dict[str | None, list[tuple[Any, int, Record]]] | None = None
+        self.order: list[Record] = _NONE  # ready, in the order of acceptance
+        self.claims: list[Record] = _NONE
+
+    def __repr__(self) -> str:
+        return f"<DeviceQueue {self.rank}: {len(self.order)} ready, {self.outstanding} handed over>"
+
+    def push(self, record: Record) -> None:
+        """`record` is ready."""
+        if self.order is _NONE:
+            self.order = []
+        insort(self.order, record, key=_number)
+        self.heap(record)
+
+    def heap(self, record: Record) -> None:
+        """Let the policy see `record`, which stands in the order already."""
+        stages = self.stages
+        if stages is None:
+            stages = self.stages = {}
+        stage = record.message.stage
+        heap = stages.get(stage)
+        if heap is None:
+            heap = stages[stage] = []
+        elif len(heap) > 2 * len(self.order) + 64:  # most of it has left the queue
+            heap[:] = [entry for entry in heap if _ready(entry[2])]
+            heapify(heap)
+        heappush(heap, (record.key, record.id, record))
+
+    def remove(self, record: Record) -> None:
+        """`record` was handed over, or has left the queue. Its place in the heap is given up when it comes to the front."""
+        index = bisect_left(self.order, record.id, key=_number)
+        if index < len(self.order) and self.order[index] is record:
+            del self.order[index]
+        if record.claimed and record in self.claims:
+            self.claims.remove(record)
+        if not self.order:
+            self.stages = None
+
+    def claim(self, record: Record) -> None:
+        """Keep this device for `record`."""
+        if self.claims is _NONE:
+            self.claims = []
+        insort(self.claims, record, key=_number)
+
+    def first(self, policy: Policy) -> Record | None:
+        """Whose turn it is; the policy is asked only where there is a choice."""
+        if self.claims:
+            return self.claims[0]
+        if self.stages is None:
+            return None
+        heads: list[Record] = []
+        for stage, heap in list(self.stages.items()):
+            while heap and not _ready(heap[0][2]):
+                heappop(heap)
+            if heap:
+                heads.append(heap[0][2])
+            else:
+                del self.stages[stage]
+        if len(heads) < 2:
+            return heads[0] if heads else None
+        heads.sort(key=_number)
+        view = View(self.rank, tuple(item_of(record) for record in heads), self.prefills, self.decodes)
+        choice = policy.choose(view)
+        if not 0 <= choice < len(heads):
+            raise IndexError(f"{policy!r}.choose gave {choice!r} for {len(heads)} candidates")
+        return heads[choice]
+
+    def passed(self, record: Record) -> list[Record]:
+        """Who was accepted before `record`, is ready here, and is overtaken by it."""
+        order = self.order
+        if not order or order[0].id >= record.id:
+            return _NONE
+        return order[: bisect_left(order, record.id, key=_number)]
+
+    def count(self, stage: str | None) -> None:
+        """A dispatch of `stage` was handed to the device."""
+        if stage == "prefill":
+            self.prefills += 1
+            self.decodes = 0
+        elif stage == "decode":
+            self.decodes += 1
+            self.prefills = 0
+
+
+_NONE: list[Record] = []
+
+
+def _ready(record: Record) -> bool:
+    return record.state is RunState.QUEUED and record.entered and not record.parked
+
+
+def item_of(record: Record) -> Item:
+    message = record.message
+    return Item(record.program, message.stage, message.priority, message.at, message.deadline)

@@ -1,0 +1,360 @@
+"""The way of a call into the coordinator's mailbox: check the arguments, find what they touch, take room, or wait for room."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+
+from pypto_actors.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    DeadlineExceededError,
+    PyptoActorsError,
+    QueueFullError,
+    StaleTensorError,
+    UnknownProgramError,
+    WorkerClosedError,
+)
+from pypto_actors.handle import DistributedRunHandle
+from pypto_actors.messages import Submit
+from pypto_actors.registry import Entry
+from pypto_actors.parameters import scalar_of
+from pypto_actors.signature import Signed
+from pypto_actors.system import System
+from pypto_actors.values import HOST, Access, DeviceTensor, StackedDeviceTensor
+
+Array = np.ndarray[Any, Any]
+
+
+_workers = itertools.count(1)
+
+
+class Prepared(Struct, eq=False):
+    """A checked call: all that a `Submit` needs but its number and its time."""
+
+    entry: Entry
+    signed: Signed
+    args: tuple[Any, ...]
+    accesses: tuple[Access, ...]
+    outputs: tuple[Array, ...]
+    serial: bool
+
+
+class Options(Struct, frozen=True, eq=False):
+    """The options of a call, checked."""
+
+    rank: int = -1
+    priority: int = 0
+    deadline: float | None = None
+    after: tuple[DistributedRunHandle, ...] = ()
+
+
+PLAIN = Options()
+
+
+class Tensors:
+    """Which device tensors of a worker are alive. `epoch` moves on whenever one ends, or a program does."""
+
+    __slots__ = ("alive", "epoch", "next")
+
+    def __init__(self, first: int) -> None:
+        self.next = first
+        self.alive: dict[int, DeviceTensor] = {}
+        self.epoch = 0
+
+    @classmethod
+    def of_new_worker(cls) -> Tensors:
+        """Numbers that no other worker of this process gives out."""
+        return cls(next(_workers) << 32)
+
+    def number(self) -> int:
+        self.next += 1
+        return self.next
+
+    def check_any(self, value: Any, where: str) -> None:
+        """`check` of what may be a tensor of either kind."""
+        if isinstance(value, (DeviceTensor, StackedDeviceTensor)):
+            for tensor in tensors_of(value, where):
+                self.check(tensor, where)
+
+    def check(self, tensor: DeviceTensor, where: str) -> None:
+        if tensor.allocation not in self.alive:
+            mine = tensor.allocation >> 32 == self.next >> 32
+            why = "was freed, or lost with its device" if mine else "belongs to another worker"
+            raise StaleTensorError(f"{where} is {tensor!r}, which {why}")
+
+
+def host_access(array: Array, write: bool) -> Access:
+    """The bytes of a host array, from its lowest to its highest."""
+    address: int = array.__array_interface__["data"][0]
+    if array.flags.c_contiguous:
+        return (HOST, address, address + array.nbytes, write)
+    if array.size == 0:
+        return (HOST, address, address, write)
+    low = high = 0
+    for size, stride in zip(array.shape, array.strides, strict=True):
+        if stride < 0:
+            low += (size - 1) * stride
+        else:
+            high += (size - 1) * stride
+    return (HOST, address + low, address + high + array.itemsize, write)
+
+
+def prepare(entry: Entry, given: Sequence[Any], tensors: Tensors) -> Prepared:
+    """Check a call. Raises the first fault, with the parameter, what came and what was expected."""
+    signed = entry.sign(given)
+    args: list[Any] = list(given)
+    outputs: tuple[Array, ...] = ()
+    if signed.outputs:
+        outputs = tuple([np.zeros(shape, dtype) for _, shape, dtype in signed.outputs])
+        for (position, _, _), output in zip(signed.outputs, outputs, strict=True):
+            args.insert(position, output)
+    params = entry.program.params
+    alive = tensors.alive
+    for position in signed.tensors:
+        if args[position].allocation not in alive:
+            tensors.check(args[position], f"parameter {params[position].name!r} of program {entry.program.name!r}")
+    for position in signed.writable:
+        if not args[position].flags.writeable:
+            raise ArgumentValueError(
+                f"parameter {params[position].name!r} of program {entry.program.name!r} is written, got a read-only array; pass a writable copy"
+            )
+    for position, kind in signed.scalars:
+        if type(args[position]) is not kind:
+            args[position] = scalar_of(args[position], kind)
+    whole = signed.whole
+    if whole is not None:
+        accesses = [
+            (arg.writes if write else arg.reads) if type(arg := args[position]) is DeviceTensor else host_access(arg, write)
+            for position, write in whole
+        ]
+    else:
+        accesses = _partial(signed, args)
+    serial = signed.multiple and _alias(accesses)
+    return Prepared(entry, signed, tuple(args), tuple(accesses), outputs, serial)
+
+
+def _partial(signed: Signed, args: Sequence[Any]) -> list[Access]:
+    fresh = {position for position, _, _ in signed.outputs}
+    accesses: list[Access] = []
+    touched: set[int] = set()
+    for footprint in signed.plans.footprints:
+        position = footprint.argument
+        if position in fresh:
+            continue
+        touched.add(position)
+        arg = args[position]
+        if type(arg) is DeviceTensor:
+            offset = arg.offset
+            accesses.append((arg.allocation, offset + footprint.start, offset + footprint.stop, footprint.write))
+        else:
+            for start, stop, squeeze in footprint.path:
+                arg = arg[start, ...] if squeeze else arg[start:stop]
+            accesses.append(host_access(arg, footprint.write))
+    for position, arg in enumerate(args):
+        if position not in touched and position not in fresh:
+            if type(arg) is DeviceTensor:
+                accesses.append(arg.reads)
+            elif isinstance(arg, np.ndarray):
+                accesses.append(host_access(arg, False))
+    return accesses
+
+
+def _alias(accesses: Sequence[Access]) -> bool:
+    """Do two arguments share bytes, one of them written?"""
+    ordered = sorted(accesses)
+    for index, (space, _, stop, write) in enumerate(ordered):
+        for other in ordered[index + 1 :]:
+            if other[0] != space or other[1] >= stop:
+                break
+            if write or other[3]:
+                return True
+    return False
+
+
+def options_of(
+    device: int | None, priority: int, deadline: float | None, after: Iterable[DistributedRunHandle], worker: Any, world_size: int
+) -> Options:
+    """Check the options of a call."""
+    rank = -1
+    if device is not None:
+        rank = rank_of(device, world_size)
+    if type(priority) is not int:
+        try:
+            if isinstance(priority, bool):
+                raise TypeError
+            priority = operator.index(priority)
+        except TypeError:
+            raise ArgumentTypeError(f"priority must be an int, got {priority!r}") from None
+    if deadline is not None:
+        if isinstance(deadline, bool) or not isinstance(deadline, (int, float, np.integer, np.floating)):
+            raise ArgumentTypeError(f"deadline must be a time of the loop's clock in seconds, or None, got {deadline!r}")
+        deadline = float(deadline)
+        if math.isnan(deadline):
+            raise ArgumentValueError("deadline must be a time of the loop's clock in seconds, got nan")
+        if deadline == math.inf:
+            deadline = None
+    return Options(rank, priority, deadline, _handles(after, worker) if after != () else ())
+
+
+def rank_of(device: Any, world_size: int) -> int:
+    try:
+        if isinstance(device, bool):
+            raise TypeError
+        rank = operator.index(device)
+    except TypeError:
+        raise ArgumentTypeError(f"device must be a rank, an int from 0 to {world_size - 1}, got {device!r}") from None
+    if not 0 <= rank < world_size:
+        raise ArgumentValueError(f"there is no device {rank}; ranks go from 0 to {world_size - 1}")
+    return rank
+
+
+def _handles(after: Iterable[DistributedRunHandle], worker: Any) -> tuple[DistributedRunHandle, ...]:
+    if isinstance(after, DistributedRunHandle):
+        after = (after,)
+    try:
+        handles = tuple(after)
+    except TypeError:
+        raise ArgumentTypeError(f"after takes handles of dispatches, got {after!r}") from None
+    for handle in handles:
+        if not isinstance(handle, DistributedRunHandle):
+            raise ArgumentTypeError(f"after takes handles of dispatches, as `submit` gives them, got {handle!r}")
+        if handle.worker is not worker:
+            raise ArgumentValueError(f"{handle!r} is a dispatch of another worker; await it before the call instead")
+    return handles
+
+
+class Counter:
+    """Numbers what is accepted, in the order of acceptance."""
+
+    __slots__ = ("last",)
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    def next(self) -> int:
+        self.last += 1
+        return self.last
+
+
+def accept(system: System, worker: Any, counter: Counter, call: Prepared, options: Options) -> DistributedRunHandle:
+    """Put the call into the mailbox; room for it is taken already."""
+    run = counter.next()
+    now = system.loop.time()
+    entry = call.entry
+    signed = call.signed
+    after = options.after
+    message = Submit(
+        run,
+        entry.program,
+        signed.plans,
+        call.args,
+        call.accesses,
+        now,
+        options.rank if options.rank >= 0 else signed.rank,
+        call.serial,
+        options.priority,
+        options.deadline,
+        entry.program.stage,
+        tuple([handle.id for handle in after]) if after else (),
+    )
+    handle = DistributedRunHandle(
+        id=run, program=entry.shown, message=message, after=after, outputs=call.outputs, queued_at=now, system=system, worker=worker
+    )
+    system.tell(message, handle)
+    return handle
+
+
+class Waiting:
+    """A call that waits for room. It is checked again, and accepted, in the step in which it gets room."""
+
+    __slots__ = ("_counter", "_open", "_tensors", "call", "future", "handle", "options", "system", "timer", "worker")
+
+    def __init__(
+        self, system: System, worker: Any, counter: Counter, call: Prepared, options: Options, tensors: Tensors, is_open: Any
+    ) -> None:
+        self.system = system
+        self.worker = worker
+        self.call = call
+        self.options = options
+        self._counter = counter
+        self._tensors = tensors
+        self._open = is_open
+        self.future: asyncio.Future[None] = system.loop.create_future()
+        self.handle: DistributedRunHandle | None = None
+        self.timer = system.loop.call_at(options.deadline, self._late) if options.deadline is not None else None
+
+    def admit(self) -> bool:
+        """Take the room, unless nobody wants it any more."""
+        if self.future.done():
+            return False
+        error = self._fault()
+        if error is not None:
+            self.refuse(error)
+            return False
+        self._end_timer()
+        self.handle = accept(self.system, self.worker, self._counter, self.call, self.options)
+        self.future.set_result(None)
+        return True
+
+    def refuse(self, error: PyptoActorsError) -> None:
+        self._end_timer()
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def give_up(self) -> None:
+        """Whoever waited is gone."""
+        self._end_timer()
+        if self in self.system.admission.waiting:
+            self.system.admission.waiting.remove(self)
+
+    def _fault(self) -> PyptoActorsError | None:
+        entry = self.call.entry
+        if not self._open():
+            return WorkerClosedError("the worker was closed while the call waited for room in its queue")
+        if not entry.active:
+            return UnknownProgramError(f"program {entry.program.name!r} was unregistered while the call waited for room")
+        for position in self.call.signed.tensors:
+            try:
+                self._tensors.check(self.call.args[position], f"parameter {entry.program.params[position].name!r}")
+            except StaleTensorError as error:
+                return error
+        return None
+
+    def _late(self) -> None:
+        self.timer = None
+        name = self.call.entry.program.name
+        self.refuse(DeadlineExceededError(f"a dispatch of program {name!r} waited for room in the queue until its deadline"))
+        self.give_up()
+
+    def _end_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+def queue_full(system: System) -> QueueFullError:
+    admission = system.admission
+    waits = f", and {len(admission.waiting)} calls wait for room" if admission.waiting else ""
+    return QueueFullError(
+        f"{admission.queued} dispatches are queued{waits}, the limit is {admission.limit}; "
+        "`await submit` to wait for room, or raise max_queued",
+        queued=admission.queued,
+        limit=admission.limit,
+    )
+
+
+def tensors_of(tensor: Any, what: str) -> tuple[DeviceTensor, ...]:
+    """The device tensors that make up `tensor`, of either kind."""
+    if isinstance(tensor, DeviceTensor):
+        return (tensor,)
+    if isinstance(tensor, StackedDeviceTensor):
+        return tensor.shards
+    raise ArgumentTypeError(f"{what} must be a DeviceTensor or a StackedDeviceTensor, got {type(tensor).__name__}")

@@ -1,0 +1,190 @@
+"""The life of a worker: its start, its end, and the task that sees to both, whichever tasks enter and leave it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import anyio
+
+from pypto_actors.backends.thread import WorkThread
+from pypto_actors.config import DistributedConfig
+from pypto_actors.errors import WorkerClosedError
+from pypto_actors.executor import Answer, Backend
+from pypto_actors.host import HostActor
+from pypto_actors.lifecycle import Record
+from pypto_actors.messages import Close, Drain, End, Resume
+from pypto_actors.submission import Counter
+from pypto_actors.system import System
+
+Mode = Literal["drain", "abort"]
+
+
+class CallbackThreads:
+    """Threads for host callbacks; they take from one queue."""
+
+    def __init__(self, system: System, count: int) -> None:
+        self._system = system
+        self._count = count
+        self._threads: list[WorkThread] = []
+        self._next = 0
+
+    def run(self, work: Callable[[], Answer]) -> None:
+        if len(self._threads) < self._count:
+            self._threads.append(WorkThread(f"pypto-callbacks-{len(self._threads)}"))
+        thread = self._threads[self._next % len(self._threads)]
+        self._next += 1
+        thread.put(lambda: self._answer(work()))
+
+    def _answer(self, answer: Answer) -> None:
+        self._system.loop.call_soon_threadsafe(self._system.tell, answer)
+
+    def end(self) -> None:
+        for thread in self._threads:
+            thread.end()
+        for thread in self._threads:
+            thread.join()
+
+
+class Supervisor:
+    """Starts the actors of a worker and ends them. Closing is a task of its own, so that no caller's cancellation stops it half-way."""
+
+    def __init__(
+        self,
+        worker: object,
+        system: System,
+        backend: Backend,
+        counter: Counter,
+        config: DistributedConfig,
+        callbacks: Mapping[str, Callable[..., Any]],
+    ) -> None:
+        self._worker = worker
+        self._system = system
+        self._backend = backend
+        self._counter = counter
+        self._config = config
+        self._callbacks = callbacks
+        self._threads: CallbackThreads | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._abort = asyncio.Event()
+        self.open = False
+        self.closed = False
+
+    @property
+    def state(self) -> str:
+        return "open" if self.open else "closed" if self.closed else "closing" if self._closing else "starting"
+
+    async def start(self, timeout: float) -> None:
+        """Start the devices. Raises the original error, with nothing left behind."""
+        system, backend = self._system, self._backend
+        if getattr(system.loop, "virtual_time", False) and not getattr(backend, "virtual_time", False):
+            raise RuntimeError(
+                f"the clock of this loop is virtual, and backend {backend.name!r} works in real time; use backend='inline', or a real loop"
+            )
+        try:
+            async with asyncio.timeout(timeout):
+                executors = await backend.start(range(self._config.world_size), system, system.loop)
+        except TimeoutError as error:
+            raise TimeoutError(f"backend {backend.name!r} did not start within {timeout} s; see startup_timeout") from error
+        if getattr(backend, "callbacks_in_threads", True):
+            self._threads = CallbackThreads(system, max(1, self._config.num_sub_workers))
+        host = HostActor(
+            self._worker, system.loop, executors, system.tell, self._threads.run if self._threads else None, self._callbacks
+        )
+        system.connect(executors, host)
+        self.open = True
+
+    async def leave(self, mode: Mode) -> None:
+        """Close, and stay until it is done; cancelled meanwhile, a drain becomes an abort."""
+        if self.closed:
+            return
+        closing = self._begin(mode)
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            if not closing.done():
+                self._abort.set()
+                await _finished(closing)
+            raise
+
+    async def close(self, mode: Mode, timeout: float | None) -> None:
+        """Close; several may wait for it. Cancelled, it goes on without this caller."""
+        if self.closed:
+            return
+        closing = self._begin(mode)
+        timer = self._system.loop.call_later(timeout, self._abort.set) if timeout is not None else None
+        try:
+            await asyncio.shield(closing)
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _begin(self, mode: Mode) -> asyncio.Task[None]:
+        if mode == "abort":
+            self._abort.set()
+        if self._closing is None:
+            self.open = False
+            self._refuse_waiting()
+            if mode == "abort":
+                self._tell_abort()
+            self._closing = self._system.loop.create_task(self._close(), name="pypto_actors: closing")
+        elif mode == "abort" and not self._closing.done():
+            self._tell_abort()
+        return self._closing
+
+    def _tell_abort(self) -> None:
+        self._system.tell(Close())
+        self._system.flush()
+
+    def _refuse_waiting(self) -> None:
+        waiting = self._system.admission.waiting
+        while waiting:
+            waiting.popleft().refuse(WorkerClosedError("the worker was closed while the call waited for room in its queue"))
+
+    async def _close(self) -> None:
+        system = self._system
+        system.tell(Resume())
+        try:
+            await self._drained()
+        finally:
+            if system.crashed is None:
+                system.post(End())
+                system.turn()
+            self.closed = True
+            await self._stop()
+            system.stop()
+
+    async def _drained(self) -> None:
+        """Wait until everything accepted has ended; told to abort, cancel what is queued first."""
+        system = self._system
+        record = Record(self._counter.next())
+        system.tell(Drain(record.id), record)
+        ended = system.loop.create_future()
+        record.enlist(ended)
+        abort = system.loop.create_task(self._abort.wait())
+        try:
+            if system.crashed is not None:
+                return
+            await asyncio.wait([ended, abort], return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                self._tell_abort()
+                await ended
+        finally:
+            abort.cancel()
+
+    async def _stop(self) -> None:
+        with anyio.CancelScope(shield=True):
+            await self._backend.stop()
+        if self._threads is not None:
+            self._threads.end()
+
+
+async def _finished(task: asyncio.Task[None]) -> None:
+    """Wait for the end of `task`, whatever cancels this one meanwhile."""
+    with anyio.CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError:
+                continue

@@ -1,0 +1,225 @@
+"""The system of actors on one loop: mailboxes, and the turns in which their actors work. No task for anybody: one `call_soon` a turn.
+
+A turn takes the coordinator's messages, lets it route, gives the devices theirs, and begins again with what they answered; after 64
+messages to devices it lets the loop do something else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+
+from pypto_actors.coordinator import NEVER, Coordinator, Settings
+from pypto_actors.device import DeviceActor
+from pypto_actors.errors import InternalError
+from pypto_actors.events import COORDINATOR, HOST_ACTOR, Changed, Received, Routed, Started, TraceHook
+from pypto_actors.executor import Executor
+from pypto_actors.host import HostActor
+from pypto_actors.lifecycle import Failure, Record, RunState
+from pypto_actors.mailbox import Admission, Envelope
+from pypto_actors.messages import Call, Tick, ToCoordinator, ToDevice
+
+TURN = 64  # messages to devices in one turn of the loop
+MOST_UNASKED = 1000  # failures kept for the log
+logger = logging.getLogger("pypto_actors")
+
+
+class System:
+    """The coordinator, its devices and the host actor, and the mail between them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings, max_queued: int, trace: TraceHook | None) -> None:
+        self.loop = loop
+        self.trace = trace
+        self.admission = Admission(max_queued)
+        self.coordinator = Coordinator(settings, self)
+        self.coordinator.tracing = trace is not None
+        self.devices: list[DeviceActor] = []
+        self.host: HostActor | None = None
+        self.mail: deque[Envelope] = deque()
+        self.crashed: BaseException | None = None
+        self._busy: deque[DeviceActor] = deque()  # devices with mail
+        self._calls: deque[Call] = deque()  # the host actor's mail
+        self._scheduled = False
+        self._receiving = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = NEVER
+        self._unasked: dict[int, Record] = {}
+        self._unasked_more = 0
+        if trace is not None:
+            trace(Started(loop.time(), 0, settings))
+
+    def __repr__(self) -> str:
+        return f"<System of {self.coordinator!r}, {len(self.mail)} messages waiting>"
+
+    def connect(self, executors: Sequence[Executor], host: HostActor) -> None:
+        """The devices have started."""
+        self.devices = [DeviceActor(rank, executor) for rank, executor in enumerate(executors)]
+        self.host = host
+
+    # ------------------------------------------------------------------------------------------ mail
+
+    def tell(self, message: ToCoordinator, record: Record | None = None) -> None:
+        """Put a message into the coordinator's mailbox; it works in the next turn of the loop."""
+        self.post(message, record)
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._scheduled_turn)
+
+    def post(self, message: ToCoordinator, record: Record | None = None) -> None:
+        """The same, where a turn is under way or follows."""
+        self.mail.append((message, record))
+        if self.trace is not None:
+            self.trace(Received(self.loop.time(), getattr(message, "run", 0), COORDINATOR, message))
+
+    def send(self, device: int, message: ToDevice) -> None:
+        """Put a message into a device's mailbox (called by the coordinator)."""
+        actor = self.devices[device]
+        mail = actor.mail
+        if not mail:
+            self._busy.append(actor)
+            if mail is None:
+                mail = actor.mail = deque()
+        mail.append(message)
+        if self.trace is not None:
+            self.trace(Received(self.loop.time(), getattr(message, "run", 0), device, message))
+
+    def call(self, message: Call) -> None:
+        """Put a message into the host actor's mailbox (called by the coordinator)."""
+        self._calls.append(message)
+        if self.trace is not None:
+            self.trace(Received(self.loop.time(), message.run, HOST_ACTOR, message))
+
+    def left(self) -> None:
+        """A dispatch has left the queue (called by the coordinator)."""
+        self.admission.give()
+
+    def changed(self, record: Record, before: RunState) -> None:
+        """A record has changed its state (called by the coordinator while tracing)."""
+        if self.trace is not None:
+            self.trace(Changed(self.loop.time(), record.id, before, record.state))
+
+    def failed(self, record: Record) -> None:
+        """A dispatch has failed; whoever asks before the worker closes is not told by the log (called by the coordinator)."""
+        if len(self._unasked) >= MOST_UNASKED:
+            self._unasked = {run: known for run, known in self._unasked.items() if not known.asked}
+        if len(self._unasked) < MOST_UNASKED:
+            self._unasked[record.id] = record
+        else:
+            self._unasked_more += 1
+
+    # ------------------------------------------------------------------------------------------ turns
+
+    def flush(self) -> None:
+        """Let the coordinator take the mail that has come, now, so that what it knows is up to date. It hands nothing over."""
+        if self.mail and not self._receiving:
+            self._take_mail()
+            if not self._scheduled:
+                self._scheduled = True
+                self.loop.call_soon(self._scheduled_turn)
+
+    def _scheduled_turn(self) -> None:
+        self._scheduled = False
+        self.turn()
+
+    def turn(self) -> None:
+        """Work until nothing is left to do, or for as long as it is fair to the rest of the loop."""
+        if self.crashed is not None:
+            self.mail.clear()
+            return
+        try:
+            self._work()
+        except Exception as error:
+            self._crash(error)
+        finally:
+            if (self.mail or self._busy or self._calls) and not self._scheduled:
+                self._scheduled = True
+                self.loop.call_soon(self._scheduled_turn)
+
+    def _work(self) -> None:
+        coordinator, mail, busy = self.coordinator, self.mail, self._busy
+        if coordinator.deadlines and coordinator.next_deadline() <= (now := self.loop.time()):
+            self.post(Tick(now))
+        budget = TURN
+        while True:
+            if mail:
+                self._take_mail()
+            coordinator.route()
+            if self.trace is not None:
+                self.trace(Routed(self.loop.time(), 0))
+            while self._calls:
+                assert self.host is not None
+                self.host.receive(self._calls.popleft())
+            while busy:
+                actor = busy.popleft()
+                waiting = actor.mail
+                assert waiting is not None
+                try:
+                    while waiting:
+                        budget -= 1
+                        actor.receive(waiting.popleft())
+                except Exception as error:
+                    logger.critical("device %d could not take a message", actor.rank, exc_info=error)
+                    raise
+                finally:
+                    if waiting:
+                        busy.append(actor)
+            if not mail or budget <= 0:
+                break
+        if coordinator.deadlines:
+            self._arm(coordinator.next_deadline())
+
+    def _take_mail(self) -> None:
+        mail, coordinator = self.mail, self.coordinator
+        self._receiving = True
+        try:
+            while mail:
+                message, record = mail.popleft()
+                coordinator.receive(message, record)
+        finally:
+            self._receiving = False
+
+    def _arm(self, deadline: float) -> None:
+        if deadline == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = self.loop.call_at(deadline, self._tick) if deadline != NEVER else None
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._timer_at = NEVER
+        # asyncio may call a little early: what it takes for reached has been reached
+        self.post(Tick(max(self.loop.time(), self.coordinator.next_deadline())) if self.coordinator.deadlines else Tick(self.loop.time()))
+        self.turn()
+
+    # ------------------------------------------------------------------------------------------ ends
+
+    def _crash(self, error: Exception) -> None:
+        """A fault of our own: nothing can be trusted any more, but everybody gets an answer."""
+        self.crashed = error
+        logger.critical("the coordinator of a worker failed; the worker can only be closed", exc_info=error)
+        failure = Failure(InternalError, f"the coordinator failed: {error!r}; please report it", {}, error)
+        records = [record for record in self.coordinator.records.values() if not record.ended]
+        records += [record for _, record in self.mail if record is not None and not record.ended]
+        records += [record for record, _ in self.coordinator.operations.watches]
+        self.mail.clear()
+        for record in records:
+            record.state = RunState.FAILED
+            record.failure = failure
+            record.wake()
+
+    def stop(self) -> None:
+        """No more timers; says once what failed unheard."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        unheard = [record for record in self._unasked.values() if not record.asked and record.failure is not None]
+        self._unasked.clear()
+        for record in unheard:
+            assert record.failure is not None
+            logger.error("nobody asked for a failure: %s: %s", record.failure.kind.__name__, record.failure.text, exc_info=record.failure.cause)
+        if self._unasked_more:
+            logger.error("%d further dispatches failed, and perhaps nobody asked for them", self._unasked_more)

@@ -1,0 +1,428 @@
+"""The worker: a facade before the actors. It checks calls, puts messages into the coordinator's mailbox, and awaits their records."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from pypto_actors.backends import Backend, backend_of
+from pypto_actors.bound import BoundProgram
+from pypto_actors.compiled import DistributedCompiledProgram
+from pypto_actors.config import DistributedConfig
+from pypto_actors.coordinator import Settings
+from pypto_actors.errors import AmbiguousProgramError, WorkerClosedError
+from pypto_actors.events import TraceHook
+from pypto_actors.handle import DistributedRunHandle, RunResult, refuse_inside_callback
+from pypto_actors.lifecycle import Record
+from pypto_actors.memory import AnyTensor, Memory, own
+from pypto_actors.messages import Drain, Pause, Resume, Retire
+from pypto_actors.options import Declared, WorkerOptions, declare, plain
+from pypto_actors.policy import PhaseFair, Policy
+from pypto_actors.registration import RegistrationHandle
+from pypto_actors.registry import Entry, Registry
+from pypto_actors.statistics import Statistics
+from pypto_actors.submission import PLAIN, Counter, Options, Prepared, Tensors, Waiting, accept, options_of, prepare, queue_full
+from pypto_actors.supervision import Supervisor
+from pypto_actors.system import System
+from pypto_actors.values import DeviceTensor, StackedDeviceTensor
+
+Programs = Any  # a program or any iterable of them, plain or compiled
+
+
+class DistributedWorker:
+    """Runs programs on shared devices; an `async with`.
+
+    Args:
+        programs: one program or an iterable of them, plain or compiled.
+        config: the devices; `None`: that of the compiled programs, or one device.
+        callbacks: the functions for the names that programs declare as callbacks.
+        backend: `"inline"` (kernels run on the event loop), `"thread"` (a thread for each device), or a backend object.
+        policy: which dispatch goes next; `None`: `PhaseFair()`.
+        max_queued: most dispatches accepted and not yet handed over.
+        in_flight: dispatches handed to a device ahead of the one that runs.
+        startup_timeout: seconds until a start that hangs is given up with a `TimeoutError`.
+        trace: gets every message and state change, as `events.Event`.
+
+    Raises:
+        TypeError, ValueError, ProgramMismatchError: the arguments do not fit; each says what came and what was expected.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        *,
+        config: DistributedConfig | None = None,
+        callbacks: Mapping[str, Callable[..., Any]] | None = None,
+        backend: str | Backend = "thread",
+        policy: Policy | None = None,
+        max_queued: int = 1024,
+        in_flight: int = 2,
+        startup_timeout: float = 60.0,
+        trace: TraceHook | None = None,
+    ) -> None:
+        declared: Declared = declare(programs, config, callbacks)
+        self.config = declared.config
+        self._callbacks = declared.callbacks
+        self._options = WorkerOptions.checked(max_queued, in_flight, startup_timeout, policy, trace)
+        self._backend = backend_of(backend)
+        self._policy: Policy = PhaseFair() if policy is None else policy
+        self._trace = trace
+        self._registry = Registry()
+        for program in declared.programs:
+            self._registry.add(Entry(plain(program), program, self.config.world_size, self._callbacks))
+        self._thread = 0
+        self._counter = Counter()
+        self._tensors = Tensors.of_new_worker()
+        self._supervisor: Supervisor | None = None
+        self._system: System | None = None
+        self._memory: Memory | None = None
+
+    # ------------------------------------------------------------------------------------------ start and end
+
+    async def __aenter__(self) -> Self:
+        if self._supervisor is not None:
+            raise RuntimeError("a worker can be entered once; make another one")
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError("pypto_actors runs on asyncio, not on trio; use anyio.run(…, backend='asyncio')") from None
+        self._thread = threading.get_ident()
+        capacity = self.config.capacity
+        settings = Settings((capacity,) * self.config.world_size, self._options.in_flight, self._policy)
+        system = System(loop, settings, self._options.max_queued, self._trace)
+        self._memory = Memory(system, self._counter, self._tensors, self.config.world_size)
+        self._supervisor = Supervisor(self, system, self._backend, self._counter, self.config, self._callbacks)
+        self._system = system
+        try:
+            await self._supervisor.start(self._options.startup_timeout)
+        except BaseException:
+            self._tensors.epoch += 1
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.check_thread("leaving the worker")
+        assert self._supervisor is not None
+        await self._supervisor.leave("drain" if kind is None else "abort")
+
+    async def aclose(self, mode: Literal["drain", "abort"] = "drain", timeout: float | None = None) -> None:
+        """Close, as leaving the `async with` does. May be called twice, by several tasks, and under load: all return when it is done.
+
+        Args:
+            mode: `drain`: what was accepted ends first; `abort`: who is queued gets `WorkerClosedError` at once, what runs ends.
+            timeout: seconds after which a drain becomes an abort.
+        """
+        if mode not in ("drain", "abort"):
+            raise ValueError(f"mode must be 'drain' or 'abort', got {mode!r}")
+        if self._supervisor is None:
+            return
+        self.check_thread("aclose")
+        refuse_inside_callback(self, "aclose")
+        await self._supervisor.close(mode, timeout)
+
+    # ------------------------------------------------------------------------------------------ dispatch
+
+    async def run(
+        self,
+        program: Any,
+        /,
+        *args: Any,
+        device: int | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        after: Iterable[DistributedRunHandle] = (),
+    ) -> RunResult:
+        """Dispatch and wait for the result.
+
+        Cancelled while the dispatch is queued, it leaves the queue and has no effect; while it runs, the cancellation is raised when the
+        kernels have ended, so that nothing writes the arrays afterwards. Who wants to leave earlier uses `submit` and `handle.wait`.
+
+        Args:
+            program: a registered program.
+            args: one for each parameter, or (return style) without the `Out` parameters: numpy arrays, device tensors, scalars.
+            device: the rank where steps without a device begin.
+            priority: higher goes first, where there is a choice.
+            deadline: loop time in seconds; still queued then, it fails.
+            after: handles that must succeed first.
+
+        Raises:
+            ArgumentTypeError, ArgumentValueError, StaleTensorError, PlacementError, UnknownProgramError, ProgramError: a fault of the call.
+            KernelError, DeviceFailedError, DependencyFailedError, DeadlineExceededError, DeviceOutOfMemoryError: its outcome.
+            WorkerClosedError: the worker is closing.
+        """
+        system = self._enter("run")
+        return await self._run(system, self._registry.entry(program), args, self._checked(device, priority, deadline, after))
+
+    async def submit(
+        self,
+        program: Any,
+        /,
+        *args: Any,
+        device: int | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        after: Iterable[DistributedRunHandle] = (),
+    ) -> DistributedRunHandle:
+        """Dispatch, and wait only for room in the queue; arguments and errors as of `run`. Suspends only where there is no room."""
+        system = self._enter("submit")
+        return await self._submit(system, self._registry.entry(program), args, self._checked(device, priority, deadline, after))
+
+    def submit_nowait(
+        self,
+        program: Any,
+        /,
+        *args: Any,
+        device: int | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        after: Iterable[DistributedRunHandle] = (),
+    ) -> DistributedRunHandle:
+        """The same, or `QueueFullError`; never suspends. Also for host callbacks."""
+        system = self._open_system()
+        return self._submit_nowait(system, self._registry.entry(program), args, self._checked(device, priority, deadline, after))
+
+    async def __call__(self, *args: Any) -> RunResult:
+        """`run` of the only program; with several, `AmbiguousProgramError`."""
+        if len(self._registry) != 1:
+            known = ", ".join(repr(program.name) for program in self._registry) or "none"
+            raise AmbiguousProgramError(f"a worker is called where it has one program, this one has {known}; use `run(program, …)`")
+        return await self.run(self._registry[0], *args)
+
+    def _checked(
+        self, device: int | None, priority: int, deadline: float | None, after: Iterable[DistributedRunHandle]
+    ) -> Options:
+        if device is None and priority == 0 and deadline is None and after == () and type(priority) is int:
+            return PLAIN
+        return options_of(device, priority, deadline, after, self, self.config.world_size)
+
+    async def _run(self, system: System, entry: Entry, args: Sequence[Any], options: Options) -> RunResult:
+        return await self._run_prepared(system, prepare(entry, args, self._tensors), options)
+
+    async def _run_prepared(self, system: System, call: Prepared, options: Options) -> RunResult:
+        if system.admission.take():
+            handle = accept(system, self, self._counter, call, options)
+        else:
+            handle = await self._room(system, call, options, owned=True)
+        await own(system, handle)
+        return handle.result()
+
+    async def _submit(self, system: System, entry: Entry, args: Sequence[Any], options: Options) -> DistributedRunHandle:
+        return await self._submit_prepared(system, prepare(entry, args, self._tensors), options)
+
+    async def _submit_prepared(self, system: System, call: Prepared, options: Options) -> DistributedRunHandle:
+        if system.admission.take():
+            return accept(system, self, self._counter, call, options)
+        return await self._room(system, call, options, owned=False)
+
+    def _submit_nowait(self, system: System, entry: Entry, args: Sequence[Any], options: Options) -> DistributedRunHandle:
+        return self._submit_prepared_nowait(system, prepare(entry, args, self._tensors), options)
+
+    def _submit_prepared_nowait(self, system: System, call: Prepared, options: Options) -> DistributedRunHandle:
+        if not system.admission.take():
+            raise queue_full(system)
+        return accept(system, self, self._counter, call, options)
+
+    async def _room(self, system: System, call: Prepared, options: Options, owned: bool) -> DistributedRunHandle:
+        waiting = Waiting(system, self, self._counter, call, options, self._tensors, self._is_open)
+        system.admission.waiting.append(waiting)
+        try:
+            await waiting.future
+        except asyncio.CancelledError:
+            waiting.give_up()
+            handle = waiting.handle
+            if handle is None or handle.cancel():
+                raise
+            task = asyncio.current_task()
+            if owned or task is None:
+                await own(system, handle)
+                raise
+            # It runs already, so it was submitted: the caller gets the handle, and the cancellation at its next await.
+            handle.asked = True
+            task.uncancel()
+            task.cancel()
+        assert waiting.handle is not None
+        return waiting.handle
+
+    def bind(self, program: Any, /, **fixed: Any) -> BoundProgram:
+        """Fix arguments by name, checked once; the rest comes with each call.
+
+        Raises:
+            ArgumentTypeError, ArgumentValueError, StaleTensorError, UnknownProgramError: as `run`, and for names that are no parameters.
+        """
+        self._open_system()
+        return BoundProgram(self, self._registry.entry(program), self._tensors, fixed)
+
+    # ------------------------------------------------------------------------------------------ programs
+
+    @property
+    def registry(self) -> Sequence[Any]:
+        """The registered programs, oldest first; read-only."""
+        return self._registry
+
+    async def register(self, program: Any) -> RegistrationHandle:
+        """Register a program, also while others run; of a known one, a further handle."""
+        self._enter("register")
+        entry = self._registry.find(plain(program))
+        if entry is None:
+            declared = declare([program], self.config, None, self._callbacks)
+            entry = Entry(plain(program), program, self.config.world_size, declared.callbacks)
+            self._registry.add(entry)
+        return RegistrationHandle(self, entry)
+
+    async def _unregister(self, entry: Entry) -> None:
+        system = self._enter("unregister")
+        if entry.active:
+            self._registry.remove(entry)
+            self._tensors.epoch += 1
+        record = Record(self._counter.next())
+        system.tell(Retire(record.id, entry.program), record)
+        await self._settle(record)
+
+    # ------------------------------------------------------------------------------------------ memory
+
+    async def alloc_tensor(self, shape: int | Sequence[int], dtype: npt.DTypeLike, *, init: Any = None, device: int = 0) -> DeviceTensor:
+        """Memory on a device, zeroed, or filled from the host array `init` of the same shape and dtype. Never waits for memory.
+
+        Raises:
+            DeviceOutOfMemoryError: it does not fit; nothing has changed.
+            ArgumentTypeError, ArgumentValueError: shape, dtype, `init` or `device` do not fit.
+        """
+        self._enter("alloc_tensor")
+        return await self._calls().allocate(shape, dtype, init, device)
+
+    async def alloc_stacked_tensor(self, host: npt.NDArray[Any], *, devices: Sequence[int] | None = None) -> StackedDeviceTensor:
+        """A device tensor for each leading index of `host`: shard `i` on `devices[i]` (default: device `i`)."""
+        self._enter("alloc_stacked_tensor")
+        return await self._calls().allocate_stacked(host, devices)
+
+    async def free_tensor(self, tensor: AnyTensor) -> None:
+        """Give memory back. The handle is stale from the call on; returns when the memory is free. A second free does nothing."""
+        if self._supervisor is not None and self._supervisor.closed:
+            return
+        self.check_thread("free_tensor")
+        refuse_inside_callback(self, "free_tensor")
+        record = self._calls().begin_free(tensor)
+        if record is not None:
+            await self._settle(record)
+
+    async def copy_to(self, dst: AnyTensor, src: npt.NDArray[Any]) -> None:
+        """Host array to device tensor, of the same shape and dtype."""
+        self._enter("copy_to")
+        await self._calls().write(dst, src)
+
+    async def copy_from(self, dst: npt.NDArray[Any], src: AnyTensor) -> None:
+        """Device tensor to host array, of the same shape and dtype."""
+        self._enter("copy_from")
+        await self._calls().read(dst, src)
+
+    async def read(self, tensor: AnyTensor) -> npt.NDArray[Any]:
+        """A new host array with the tensor's values."""
+        self._enter("read")
+        memory = self._calls()
+        if not isinstance(tensor, (DeviceTensor, StackedDeviceTensor)):
+            await memory.read(None, tensor)
+        array = np.empty(tensor.shape, tensor.dtype)
+        await memory.read(array, tensor)
+        return array
+
+    async def transfer(self, dst: AnyTensor, src: AnyTensor) -> None:
+        """Device tensor to device tensor of the same shape and dtype, also across devices."""
+        self._enter("transfer")
+        await self._calls().transfer(dst, src)
+
+    # ------------------------------------------------------------------------------------------ the whole
+
+    async def drain(self) -> None:
+        """Return when everything accepted before the call has ended. Raises no failure of a dispatch."""
+        system = self._enter("drain")
+        record = Record(self._counter.next())
+        system.tell(Drain(record.id), record)
+        await self._settle(record)
+
+    async def pause(self, mode: Literal["wait", "keep", "abort"] = "wait") -> None:
+        """Hand over nothing more, until `resume`; later dispatches are accepted up to the bound and wait.
+
+        Args:
+            mode: `wait`: return when what was accepted before has ended; `keep`: when what runs has ended, the queue is kept; `abort`: the
+                same, and the queue is cancelled (`RunCancelledError`).
+        """
+        if mode not in ("wait", "keep", "abort"):
+            raise ValueError(f"mode must be 'wait', 'keep' or 'abort', got {mode!r}")
+        system = self._enter("pause")
+        record = Record(self._counter.next())
+        system.tell(Pause(record.id, mode), record)
+        await self._settle(record)
+
+    async def resume(self) -> None:
+        """Hand over again what `pause` held back."""
+        system = self._enter("resume")
+        system.tell(Resume())
+        system.flush()
+
+    def statistics(self) -> Statistics:
+        """A frozen snapshot; also after the end."""
+        if self._system is None:
+            raise RuntimeError("the worker was not entered; use `async with`")
+        self.check_thread("statistics")
+        self._system.flush()
+        return self._system.coordinator.statistics()
+
+    def committed_device_memory(self, device: int = 0) -> int:
+        """Bytes in use on a device; also after the end."""
+        return self.statistics().devices[device].memory_used
+
+    # ------------------------------------------------------------------------------------------ checks
+
+    def check_thread(self, what: str) -> None:
+        """Raise if this is another thread than that of the loop."""
+        if threading.get_ident() != self._thread:
+            raise RuntimeError(
+                f"{what} from another thread than the worker's loop; use anyio.from_thread.run(…) (or run_sync) in a worker thread"
+            )
+
+    def _is_open(self) -> bool:
+        return self._supervisor is not None and self._supervisor.open
+
+    def _open_system(self) -> System:
+        """The system, for a call that does not wait."""
+        supervisor = self._supervisor
+        if supervisor is None or not supervisor.open:
+            self._refuse(supervisor)
+        if threading.get_ident() != self._thread:
+            self.check_thread("a call")
+        assert self._system is not None
+        return self._system
+
+    def _enter(self, what: str) -> System:
+        """The system, for a call that waits."""
+        system = self._open_system()
+        refuse_inside_callback(self, what)
+        return system
+
+    def _refuse(self, supervisor: Supervisor | None) -> None:
+        if supervisor is None:
+            raise RuntimeError("the worker was not entered; use `async with DistributedWorker(…) as worker`")
+        self.check_thread("a call")
+        raise WorkerClosedError("the worker is closed, or closing; it takes no more calls")
+
+    def _calls(self) -> Memory:
+        if self._memory is None:
+            raise RuntimeError("the worker was not entered; use `async with DistributedWorker(…) as worker`")
+        return self._memory
+
+    async def _settle(self, record: Record) -> None:
+        assert self._memory is not None
+        await self._memory.settle(record)
+
+    def __repr__(self) -> str:
+        state = "not entered" if self._supervisor is None else self._supervisor.state
+        return f"<DistributedWorker of {self.config.world_size} devices, {self._backend.name}, {len(self._registry)} programs: {state}>"
+
+
+DistributedCompiledProgram.open_worker = DistributedWorker
