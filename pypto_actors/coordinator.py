@@ -42,7 +42,7 @@ from pypto_actors.messages import (
 )
 from pypto_actors.operations import Operations
 from pypto_actors.plan import Part
-from pypto_actors.policy import Policy
+from pypto_actors.policy import OWN_POLICIES, Policy
 from pypto_actors.queues import MOST_OVERTAKEN, DeviceQueue, item_of
 from pypto_actors.statistics import Counts, DeviceStatistics, Statistics
 
@@ -83,6 +83,8 @@ class Coordinator:
 
     def __init__(self, settings: Settings, port: Port) -> None:
         self.policy = settings.policy
+        # our own policies' keys cannot fail, and are asked for only where there is an order to be made
+        self._asks_keys = type(settings.policy) not in OWN_POLICIES
         self.slots = settings.in_flight + 1
         self.port = port
         self.now = 0.0
@@ -162,7 +164,6 @@ class Coordinator:
     def _submit(self, message: Submit, record: Record) -> None:
         self._last = record.id
         self.counts.accepted += 1
-        self.counts.queued += 1
         self.records[record.id] = record
         rank = message.rank
         if rank < 0:
@@ -187,11 +188,12 @@ class Coordinator:
         if record.broken is not None:
             self._end(record, RunEvent.FAIL, depends(record))
             return
-        try:
-            record.key = self.policy.key(item_of(record))
-        except Exception as error:
-            self._end(record, RunEvent.FAIL, policy_failed(record, self.policy, "key", error))
-            return
+        if self._asks_keys:
+            try:
+                record.key = self.policy.key(item_of(record))
+            except Exception as error:
+                self._end(record, RunEvent.FAIL, policy_failed(record, self.policy, "key", error))
+                return
         if record.waits == 0:
             self._fresh.append(record)
 
@@ -233,18 +235,30 @@ class Coordinator:
         if plan is None:
             self.operations.answered(record, None)
             return
-        device = message.device
-        if message.finished > self.now:
-            self.now = message.finished
+        device, started, finished = message.device, message.started, message.finished
+        if finished > self.now:
+            self.now = finished
         if device >= 0:
-            self.queues[device].outstanding -= 1
-            self.busy_time[device] += message.finished - message.started
-            self._dirty[device] = None
-        if record.sole >= 0:
-            record.started_at = message.started
-            self._end(record, RunEvent.COMPLETE, None)
-            return
-        _began(record, message.started)
+            queue = self.queues[device]
+            queue.outstanding -= 1
+            self.busy_time[device] += finished - started
+            if queue.order:
+                self._dirty[device] = None
+            if record.sole >= 0:
+                record.started_at = started
+                if plan.scratch or record.dependents or self.operations.watches or self.tracing:
+                    self._end(record, RunEvent.COMPLETE, None)
+                    return
+                # the end of most dispatches: what `_end` does, without what cannot concern them
+                record.state = record.state.after(RunEvent.COMPLETE)
+                record.finished_at = self.now
+                self.counts.done += 1
+                queue.work -= 1
+                del self.records[record.id]
+                self.hazards.leave(record, self._fresh)  # type: ignore[arg-type]
+                record.wake()
+                return
+        _began(record, started)
         part = plan.parts[message.part]
         record.parts -= 1
         if part.returned >= 0:
@@ -280,6 +294,9 @@ class Coordinator:
             self.busy_time[device] += message.finished - message.started
             self._dirty[device] = None
         _began(record, message.started)
+        if record.sole >= 0:
+            self._end(record, RunEvent.FAIL, record.failure)
+            return
         record.parts -= 1
         self._end_if_over(record)
 
@@ -351,15 +368,11 @@ class Coordinator:
             record.wake()
 
     def _count_end(self, record: Record, before: RunState) -> None:
-        counts = self.counts
-        if before is RUNNING:
-            counts.running -= 1
-        else:
-            counts.queued -= 1
+        if before is not RUNNING:
             if record.message.deadline is not None:
                 self._timed -= 1
             self.port.left()
-        counts.ended(record.state)
+        self.counts.ended(record.state, before is RUNNING)
 
     def _leave(self, record: Record, before: RunState) -> None:
         plan = record.plan
@@ -422,7 +435,11 @@ class Coordinator:
         if record.sole < 0 or record.id > self._open_until or record.state is not QUEUED:
             return False
         queue = self.queues[record.sole]
-        return not queue.order and queue.outstanding < self.slots and self._goes(record)
+        if queue.order or queue.outstanding >= self.slots:
+            return False
+        plan = record.plan
+        assert plan is not None
+        return (record.message.deadline is None and not plan.scratch) or self._goes(record)
 
     def _admit(self, record: Record) -> None:
         if record.state is not QUEUED:
@@ -434,6 +451,8 @@ class Coordinator:
             self._held.append(record)
             return
         record.entered = True
+        if record.key is None:
+            record.key = self.policy.key(item_of(record))
         if not record.plan.devices:
             if self._goes(record):
                 self._hand_over(record)
@@ -497,6 +516,8 @@ class Coordinator:
         assert record.plan is not None
         if not record.entered:
             record.entered = True
+            if record.key is None:
+                record.key = self.policy.key(item_of(record))
             for device in record.plan.devices:
                 self.queues[device].push(record)
         record.parked = True
@@ -509,22 +530,22 @@ class Coordinator:
         record.state = record.state.after(RunEvent.HAND_OVER)
         if self.tracing:
             self.port.changed(record, QUEUED)
-        counts = self.counts
-        counts.queued -= 1
-        counts.running += 1
+        self.counts.handed_over += 1
         if message.deadline is not None:
             self._timed -= 1
         self.port.left()
-        self._overtake(record)
+        sole = plan.sole
+        if sole >= 0 and not record.entered:  # alone in its queue: it overtakes nobody
+            self.queues[sole].count(message.stage)
+        else:
+            self._overtake(record)
         if plan.scratch:
             record.scratch = self.ledger.take_scratch(plan)
             for device in plan.scratch_bytes:
                 mine = zip(plan.scratch, record.scratch, strict=True)
                 items = tuple((number, scratch.nbytes) for scratch, number in mine if scratch.device == device)
                 self.port.send(device, Commit(record.id, items))
-        sole = plan.sole
         if sole >= 0:
-            record.parts = 1
             self.queues[sole].outstanding += 1
             self.hazards.stand(record, self._fresh)  # type: ignore[arg-type]
             self.port.send(sole, Dispatch(record.id, 0, plan, message.args, record.scratch))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -54,6 +55,12 @@ class Backend(Protocol):
 
     async def stop(self) -> None:
         """End them all; returns when nothing of them is left. Called once, after the last answer."""
+
+
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """The loop's clock; the plain function where `loop.time` only calls it."""
+    own = getattr(type(loop), "time", None)
+    return time.monotonic if own is asyncio.BaseEventLoop.time else loop.time
 
 
 def read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

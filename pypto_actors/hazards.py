@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
 
+from msgspec import Struct
+
 from pypto_actors.values import HOST, Access
 
 
@@ -26,20 +28,17 @@ class Owner(Protocol):
     stands: int
 
 
-class Claim:
+class Claim(Struct, eq=False, gc=False):
     """The wish of one owner to read or write one range. `open`: it does not wait here."""
 
-    __slots__ = ("group", "lane", "open", "owner", "space", "start", "stop", "write")
-
-    def __init__(self, owner: Owner, space: int, start: int, stop: int, write: bool) -> None:
-        self.owner = owner
-        self.space = space
-        self.start = start
-        self.stop = stop
-        self.write = write
-        self.open = True
-        self.lane: Lane | None = None
-        self.group: Group | None = None
+    owner: Owner
+    space: int
+    start: int
+    stop: int
+    write: bool
+    open: bool = True
+    lane: Lane | None = None
+    group: Group | None = None
 
 
 class Group:

@@ -135,12 +135,9 @@ class Record(Struct, eq=False, dict=False, weakref=True):
         if waiters is None:
             return
         self.waiters = None
-        if type(waiters) is list:
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-        elif not waiters.done():
-            waiters.set_result(None)
+        for waiter in waiters if type(waiters) is list else (waiters,):
+            if not waiter.done():
+                waiter.set_result(None)
 
     def enlist(self, waiter: Waiter) -> None:
         """Add who is to be woken at the end."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any
 
-from pypto_actors.plan import Footprint, Part, Plan, PlanFamily, Slot, Source, Step
+import numpy as np
+
+from pypto_actors.plan import Footprint, Part, Plan, PlanFamily, ReadyStep, Slot, Source, Step
 from pypto_actors.recording import RawStep, Recording, Touch, resolve
 
 Event = tuple[int, int]  # (part, number of its steps that are done)
@@ -150,6 +154,8 @@ def _finish(recording: Recording, rank: int, builders: list[_PartBuilder]) -> Pl
                 tuple(tuple(wakes.get((builder.index, done), ())) for done in events),
                 callback,
                 returns if callback is not None else -1,
+                tuple(_ready(step) for step in steps),
+                _direct(slots),
             )
         )
         returns += callback is not None
@@ -167,6 +173,26 @@ def _finish(recording: Recording, rank: int, builders: list[_PartBuilder]) -> Pl
         scratch_bytes,
         returns,
     )
+
+
+def _ready(step: Step) -> ReadyStep:
+    slots = step.slots
+    if not slots:
+        return step.function or np.copyto, _nothing
+    if len(slots) == 1:
+        only = slots[0]
+        return step.function or np.copyto, itemgetter(slice(only, only + 1))
+    return step.function or np.copyto, itemgetter(*slots)
+
+
+def _nothing(_: Sequence[Any]) -> tuple[()]:
+    return ()
+
+
+def _direct(slots: Sequence[Slot]) -> tuple[tuple[int, bool], ...] | None:
+    if all(slot.source is Source.ARGUMENT and not slot.path for slot in slots):
+        return tuple((slot.index, slot.writable) for slot in slots)
+    return None
 
 
 def _table(raw: Sequence[RawStep]) -> tuple[tuple[Slot, ...], tuple[Step, ...]]:

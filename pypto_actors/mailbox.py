@@ -45,6 +45,10 @@ class Admission:
     def give(self) -> None:
         """One has left the queue; who waits longest gets its room."""
         self.room += 1
+        if self.waiting:
+            self._let_in()
+
+    def _let_in(self) -> None:
         while self.waiting and self.room > 0:
             self.room -= 1
             if not self.waiting.popleft().admit():

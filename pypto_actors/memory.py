@@ -152,17 +152,18 @@ async def own(system: System, record: Record) -> None:
     try:
         await waiter
     except asyncio.CancelledError:
-        record.asked = True
-        if record.state is RunState.QUEUED:
-            system.tell(Cancel(record.id))
-            system.flush()
-        if not record.ended:
-            await _outlast(system, record)
+        await abandon(system, record)
         raise
 
 
-async def _outlast(system: System, record: Record) -> None:
-    """Wait for the end of a record, whatever cancels this task meanwhile; the caller raises."""
+async def abandon(system: System, record: Record) -> None:
+    """The owner of a record was cancelled: take it back, or wait for its end, whatever cancels this task meanwhile; the caller raises."""
+    record.asked = True
+    if record.state is RunState.QUEUED:
+        system.tell(Cancel(record.id))
+        system.flush()
+    if record.ended:
+        return
     with anyio.CancelScope(shield=True):
         while not record.ended:
             waiter = system.loop.create_future()

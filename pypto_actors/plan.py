@@ -6,7 +6,7 @@ the events that it awaits have happened; an event is the end of a step of anothe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -47,6 +47,10 @@ class Step(Struct, frozen=True):
     slots: tuple[int, ...]  # positions in the part's slot table
 
 
+# A step made ready: what to call, and what takes its arguments out of the values of the part's slots.
+ReadyStep: TypeAlias = tuple[Callable[..., Any], Callable[[Sequence[Any]], Sequence[Any]]]
+
+
 class Part(Struct, frozen=True):
     """What one actor does in one go.
 
@@ -63,6 +67,8 @@ class Part(Struct, frozen=True):
     wakes: tuple[tuple[int, ...], ...]
     callback: str | Callable[..., Any] | None = None
     returned: int = -1  # position in `RunResult.returned`
+    calls: tuple[ReadyStep, ...] = ()  # the steps, ready to run
+    direct: tuple[tuple[int, bool], ...] | None = None  # (argument, written) of each slot, where all are whole arguments
 
 
 class Scratch(Struct, frozen=True):

@@ -109,3 +109,6 @@ class PhaseFair(Struct, frozen=True):
                 allowed = [index for index, stage in enumerate(stages) if stage != barred]
                 return allowed[_first([candidates[index] for index in allowed])]
         return _first(candidates)
+
+
+OWN_POLICIES = (PhaseFair, PriorityOrder, Arrival)

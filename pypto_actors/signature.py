@@ -30,6 +30,7 @@ class Signed(Struct, frozen=True, eq=False):
     outputs: tuple[tuple[int, Shape, np.dtype[Any]], ...]  # return style: what is allocated for the caller
     multiple: bool  # has it several parts?
     whole: tuple[tuple[int, bool], ...] | None  # (position, written) where every argument is used whole
+    resident: tuple[tuple[int, bool], ...] | None  # `whole`, where all arguments are device tensors
     given: tuple[int, ...]  # positions of the arguments that the call brings
 
 
@@ -101,6 +102,7 @@ def sign(program: Program, args: Sequence[Any], world_size: int, callbacks: Mapp
             assert parameter.scalar is not None
             refs.append(ScalarRef(orchestrator, parameter.name, parameter.scalar, position))
     plans = family_of(record(program, refs, world_size, orchestrator))
+    whole = _whole(plans, outputs, params)
     return Signed(
         plans=plans,
         count=len(params),
@@ -110,7 +112,8 @@ def sign(program: Program, args: Sequence[Any], world_size: int, callbacks: Mapp
         scalars=tuple((p, kind) for p in positions if (kind := params[p].scalar) is not None),
         outputs=tuple(outputs),
         multiple=len(plans.at(0).parts) > 1,
-        whole=_whole(plans, outputs, params),
+        whole=whole,
+        resident=whole if len(placed) == len(params) else None,
         given=positions,
     )
 

@@ -31,14 +31,17 @@ class Statistics(Struct, frozen=True):
 
 
 class Counts:
-    """The counters of a coordinator."""
+    """The counters of a coordinator; what is queued and what runs follows from them."""
 
-    __slots__ = ("accepted", "cancelled", "done", "expired", "failed", "queued", "running")
+    __slots__ = ("accepted", "cancelled", "done", "expired", "failed", "handed_over", "unstarted")
 
     def __init__(self) -> None:
-        self.accepted = self.queued = self.running = self.done = self.failed = self.cancelled = self.expired = 0
+        self.accepted = self.handed_over = self.done = self.failed = self.cancelled = self.expired = 0
+        self.unstarted = 0  # ended without being handed over
 
-    def ended(self, state: RunState) -> None:
+    def ended(self, state: RunState, started: bool) -> None:
+        if not started:
+            self.unstarted += 1
         if state is RunState.DONE:
             self.done += 1
         elif state is RunState.FAILED:
@@ -49,6 +52,14 @@ class Counts:
             self.expired += 1
 
     def snapshot(self, devices: tuple[DeviceStatistics, ...]) -> Statistics:
+        ended = self.done + self.failed + self.cancelled + self.expired
         return Statistics(
-            self.accepted, self.queued, self.running, self.done, self.failed, self.cancelled, self.expired, devices
+            accepted=self.accepted,
+            queued=self.accepted - self.handed_over - self.unstarted,
+            running=self.handed_over - (ended - self.unstarted),
+            done=self.done,
+            failed=self.failed,
+            cancelled=self.cancelled,
+            expired=self.expired,
+            devices=devices,
         )

@@ -110,6 +110,18 @@ def host_access(array: Array, write: bool) -> Access:
 def prepare(entry: Entry, given: Sequence[Any], tensors: Tensors) -> Prepared:
     """Check a call. Raises the first fault, with the parameter, what came and what was expected."""
     signed = entry.sign(given)
+    if signed.resident is not None:  # device tensors only: all that can be wrong is that one is gone
+        alive = tensors.alive
+        for tensor in given:
+            if tensor.allocation not in alive:
+                break
+        else:
+            accesses = tuple([given[position].writes if write else given[position].reads for position, write in signed.resident])
+            return Prepared(entry, signed, tuple(given), accesses, (), signed.multiple and _alias(accesses))
+    return _prepare(entry, signed, given, tensors)
+
+
+def _prepare(entry: Entry, signed: Signed, given: Sequence[Any], tensors: Tensors) -> Prepared:
     args: list[Any] = list(given)
     outputs: tuple[Array, ...] = ()
     if signed.outputs:
@@ -131,7 +143,7 @@ def prepare(entry: Entry, given: Sequence[Any], tensors: Tensors) -> Prepared:
             args[position] = scalar_of(args[position], kind)
     whole = signed.whole
     if whole is not None:
-        accesses = [
+        accesses: list[Access] = [
             (arg.writes if write else arg.reads) if type(arg := args[position]) is DeviceTensor else host_access(arg, write)
             for position, write in whole
         ]

@@ -33,6 +33,7 @@ class System:
         self.loop = loop
         self.trace = trace
         self.admission = Admission(max_queued)
+        self.left = self.admission.give  # a dispatch has left the queue (called by the coordinator)
         self.coordinator = Coordinator(settings, self)
         self.coordinator.tracing = trace is not None
         self.devices: list[DeviceActor] = []
@@ -62,7 +63,9 @@ class System:
 
     def tell(self, message: ToCoordinator, record: Record | None = None) -> None:
         """Put a message into the coordinator's mailbox; it works in the next turn of the loop."""
-        self.post(message, record)
+        self.mail.append((message, record))
+        if self.trace is not None:
+            self.trace(Received(self.loop.time(), getattr(message, "run", 0), COORDINATOR, message))
         if not self._scheduled:
             self._scheduled = True
             self.loop.call_soon(self._scheduled_turn)
@@ -91,10 +94,6 @@ class System:
         if self.trace is not None:
             self.trace(Received(self.loop.time(), message.run, HOST_ACTOR, message))
 
-    def left(self) -> None:
-        """A dispatch has left the queue (called by the coordinator)."""
-        self.admission.give()
-
     def changed(self, record: Record, before: RunState) -> None:
         """A record has changed its state (called by the coordinator while tracing)."""
         if self.trace is not None:
@@ -114,7 +113,13 @@ class System:
     def flush(self) -> None:
         """Let the coordinator take the mail that has come, now, so that what it knows is up to date. It hands nothing over."""
         if self.mail and not self._receiving:
-            self._take_mail()
+            try:
+                if self.crashed is None:
+                    self._take_mail()
+                else:
+                    self._fail_mail()
+            except Exception as error:
+                self._crash(error)
             if not self._scheduled:
                 self._scheduled = True
                 self.loop.call_soon(self._scheduled_turn)
@@ -126,7 +131,7 @@ class System:
     def turn(self) -> None:
         """Work until nothing is left to do, or for as long as it is fair to the rest of the loop."""
         if self.crashed is not None:
-            self.mail.clear()
+            self._fail_mail()
             return
         try:
             self._work()
@@ -148,35 +153,40 @@ class System:
             coordinator.route()
             if self.trace is not None:
                 self.trace(Routed(self.loop.time(), 0))
-            while self._calls:
-                assert self.host is not None
-                self.host.receive(self._calls.popleft())
+            if self._calls:
+                self._give_calls()
             while busy:
-                actor = busy.popleft()
-                waiting = actor.mail
-                assert waiting is not None
-                try:
-                    while waiting:
-                        budget -= 1
-                        actor.receive(waiting.popleft())
-                except Exception as error:
-                    logger.critical("device %d could not take a message", actor.rank, exc_info=error)
-                    raise
-                finally:
-                    if waiting:
-                        busy.append(actor)
+                budget -= self._give_mail(busy.popleft())
             if not mail or budget <= 0:
                 break
         if coordinator.deadlines:
             self._arm(coordinator.next_deadline())
 
+    def _give_calls(self) -> None:
+        assert self.host is not None
+        while self._calls:
+            self.host.receive(self._calls.popleft())
+
+    def _give_mail(self, actor: DeviceActor) -> int:
+        """Let a device take its mail; says how many messages there were."""
+        mail = actor.mail
+        assert mail is not None
+        count = 0
+        try:
+            while mail:
+                count += 1
+                actor.receive(mail.popleft())
+        finally:
+            if mail:  # the user has interrupted it
+                self._busy.append(actor)
+        return count
+
     def _take_mail(self) -> None:
-        mail, coordinator = self.mail, self.coordinator
+        mail, receive = self.mail, self.coordinator.receive
         self._receiving = True
         try:
             while mail:
-                message, record = mail.popleft()
-                coordinator.receive(message, record)
+                receive(*mail.popleft())
         finally:
             self._receiving = False
 
@@ -201,15 +211,20 @@ class System:
         """A fault of our own: nothing can be trusted any more, but everybody gets an answer."""
         self.crashed = error
         logger.critical("the coordinator of a worker failed; the worker can only be closed", exc_info=error)
-        failure = Failure(InternalError, f"the coordinator failed: {error!r}; please report it", {}, error)
-        records = [record for record in self.coordinator.records.values() if not record.ended]
-        records += [record for _, record in self.mail if record is not None and not record.ended]
-        records += [record for record, _ in self.coordinator.operations.watches]
+        self._fail_all([*self.coordinator.records.values(), *(record for record, _ in self.coordinator.operations.watches)])
+        self._fail_mail()
+
+    def _fail_mail(self) -> None:
+        self._fail_all([record for _, record in self.mail if record is not None])
         self.mail.clear()
+
+    def _fail_all(self, records: list[Record]) -> None:
+        error = self.crashed
         for record in records:
-            record.state = RunState.FAILED
-            record.failure = failure
-            record.wake()
+            if not record.ended:
+                record.state = RunState.FAILED
+                record.failure = Failure(InternalError, f"the coordinator failed: {error!r}; please report it", {}, error)
+                record.wake()
 
     def stop(self) -> None:
         """No more timers; says once what failed unheard."""

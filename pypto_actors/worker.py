@@ -20,7 +20,7 @@ from pypto_actors.errors import AmbiguousProgramError, WorkerClosedError
 from pypto_actors.events import TraceHook
 from pypto_actors.handle import DistributedRunHandle, RunResult, refuse_inside_callback
 from pypto_actors.lifecycle import Record
-from pypto_actors.memory import AnyTensor, Memory, own
+from pypto_actors.memory import AnyTensor, Memory, abandon, own
 from pypto_actors.messages import Drain, Pause, Resume, Retire
 from pypto_actors.options import Declared, WorkerOptions, declare, plain
 from pypto_actors.policy import PhaseFair, Policy
@@ -157,7 +157,21 @@ class DistributedWorker:
             WorkerClosedError: the worker is closing.
         """
         system = self._enter("run")
-        return await self._run(system, self._registry.entry(program), args, self._checked(device, priority, deadline, after))
+        if device is None and priority == 0 and deadline is None and after == ():
+            options = PLAIN
+        else:
+            options = options_of(device, priority, deadline, after, self, self.config.world_size)
+        call = prepare(self._registry.entry(program), args, self._tensors)
+        if system.admission.take():
+            handle = accept(system, self, self._counter, call, options)
+            handle.waiters = waiter = system.loop.create_future()
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                await abandon(system, handle)
+                raise
+            return handle.result()
+        return await self._run_prepared(system, call, options)
 
     async def submit(
         self,
@@ -200,9 +214,6 @@ class DistributedWorker:
         if device is None and priority == 0 and deadline is None and after == () and type(priority) is int:
             return PLAIN
         return options_of(device, priority, deadline, after, self, self.config.world_size)
-
-    async def _run(self, system: System, entry: Entry, args: Sequence[Any], options: Options) -> RunResult:
-        return await self._run_prepared(system, prepare(entry, args, self._tensors), options)
 
     async def _run_prepared(self, system: System, call: Prepared, options: Options) -> RunResult:
         if system.admission.take():

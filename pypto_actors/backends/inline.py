@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pypto_actors.backends.local import LocalExecutor, execute
 from pypto_actors.backends.memory import Interconnect
-from pypto_actors.executor import Desk, Executor
+from pypto_actors.executor import Desk, Executor, clock_of
 from pypto_actors.messages import Dispatch, Failed, Piece
 
 
@@ -39,7 +39,7 @@ class InlineBackend:
 
     async def start(self, ranks: Sequence[int], desk: Desk, loop: asyncio.AbstractEventLoop) -> Sequence[Executor]:
         interconnect = Interconnect()
-        return tuple(InlineExecutor(rank, interconnect, desk, loop.time) for rank in ranks)
+        return tuple(InlineExecutor(rank, interconnect, desk, clock_of(loop)) for rank in ranks)
 
     async def stop(self) -> None:
         return

@@ -39,7 +39,7 @@ class LocalExecutor:
     def values(self, message: Dispatch, part: Part) -> list[Any] | None:
         """The values of the part's slots; answers `Failed` and gives `None` where memory is missing."""
         try:
-            return self.views.slots(part.slots, message.args, message.scratch, message.plan)
+            return (self._views or self.views).values(part, message.args, message.scratch, message.plan)
         except Exception as error:
             now = self._clock()
             self._desk.post(Failed(message.run, message.part, self._rank, -1, error, now, now))
@@ -85,25 +85,18 @@ def execute(message: Dispatch, part: Part, values: Sequence[Any], rank: int, clo
     events = part.events
     try:
         if len(events) == 1:
-            for number, step in enumerate(part.steps):
-                call(step.function, [values[slot] for slot in step.slots])
+            for number, (function, pick) in enumerate(part.calls):
+                function(*pick(values))
         else:
             event = 0
-            for number, step in enumerate(part.steps):
-                call(step.function, [values[slot] for slot in step.slots])
+            for number, (function, pick) in enumerate(part.calls):
+                function(*pick(values))
                 if number + 1 == events[event] and event < len(events) - 1:
                     post(Reached(message.run, message.part, event, clock()))
                     event += 1
     except BaseException as error:
         return Failed(message.run, message.part, rank, number, error, started, clock())
     return Completed(message.run, message.part, rank, started, clock())
-
-
-def call(function: Callable[..., Any] | None, values: Sequence[Any]) -> None:
-    if function is None:
-        np.copyto(values[0], values[1])
-    else:
-        function(*values)
 
 
 def size_of(message: Piece) -> int:

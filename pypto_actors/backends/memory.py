@@ -10,7 +10,7 @@ import numpy as np
 
 from pypto_actors.errors import InternalError
 from pypto_actors.executor import read_only
-from pypto_actors.plan import Path, Plan, Slot, Source
+from pypto_actors.plan import Part, Path, Plan, Slot, Source
 from pypto_actors.values import DeviceTensor
 
 Array = np.ndarray[Any, Any]
@@ -66,9 +66,22 @@ class Views:
                 kept[tensor] = view
         return view
 
-    def slots(self, slots: Sequence[Slot], args: Sequence[Any], scratch: Sequence[int], plan: Plan) -> list[Any]:
+    def values(self, part: Part, args: Sequence[Any], scratch: Sequence[int], plan: Plan) -> list[Any]:
         """The values of a part's slots: arrays that are read-only where they are not written, and scalars."""
-        return [self.slot(slot, args, scratch, plan) for slot in slots]
+        direct = part.direct
+        if direct is None:
+            return [self.slot(slot, args, scratch, plan) for slot in part.slots]
+        values = []
+        for index, writable in direct:
+            value = args[index]
+            if type(value) is DeviceTensor:
+                view = (self._write if writable else self._read).get(value)
+                values.append(self.tensor(value, writable) if view is None else view)
+            elif writable or not isinstance(value, np.ndarray):
+                values.append(value)
+            else:
+                values.append(read_only(value))
+        return values
 
     def slot(self, slot: Slot, args: Sequence[Any], scratch: Sequence[int], plan: Plan) -> Any:
         source = slot.source

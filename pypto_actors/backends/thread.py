@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from pypto_actors.backends.local import Clock, LocalExecutor, execute, size_of
 from pypto_actors.backends.memory import Interconnect
-from pypto_actors.executor import Answer, Desk, Executor
+from pypto_actors.executor import Answer, Desk, Executor, clock_of
 from pypto_actors.messages import Dispatch, Piece
 from pypto_actors.plan import Part
 
@@ -136,7 +136,7 @@ class ThreadBackend:
         inbox = Inbox(loop, desk)
         try:
             for rank in ranks:
-                self._executors.append(ThreadExecutor(rank, interconnect, desk, loop.time, inbox))
+                self._executors.append(ThreadExecutor(rank, interconnect, desk, clock_of(loop), inbox))
         except BaseException:
             await self.stop()
             raise
