@@ -9,7 +9,7 @@ from pypto_actors.errors import ArgumentTypeError
 from pypto_actors.handle import DistributedRunHandle, RunResult
 from pypto_actors.registry import Entry
 from pypto_actors.signature import check_one
-from pypto_actors.submission import Options, Prepared, Tensors, prepare
+from pypto_actors.submission import PLAIN, Options, Prepared, Tensors, prepare
 
 if TYPE_CHECKING:
     from pypto_actors.system import System
@@ -69,9 +69,16 @@ class BoundProgram:
         after: Iterable[DistributedRunHandle] = (),
     ) -> RunResult:
         """`run` with the fixed arguments and `rest`."""
-        system = self._worker._enter("run")
-        options = self._worker._checked(device, priority, deadline, after)
-        return await self._worker._run_prepared(system, self._call(rest), options)
+        worker = self._worker
+        system = worker._enter("run")
+        if device is None and priority == 0 and deadline is None and after == ():
+            options = PLAIN
+        else:
+            options = worker._checked(device, priority, deadline, after)
+        call = self._complete
+        if call is None or rest or self._epoch != self._tensors.epoch:
+            call = self._call(rest)
+        return await worker._run_prepared(system, call, options)
 
     async def submit(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
-from typing import Protocol, assert_never
+from typing import Any, Protocol, assert_never
 
 from msgspec import Struct
 
@@ -41,14 +41,16 @@ from pypto_actors.messages import (
     ToDevice,
 )
 from pypto_actors.operations import Operations
-from pypto_actors.plan import Part
+from pypto_actors.plan import Part, Plan
 from pypto_actors.policy import OWN_POLICIES, Policy
 from pypto_actors.queues import MOST_OVERTAKEN, DeviceQueue, item_of
 from pypto_actors.statistics import Counts, DeviceStatistics, Statistics
 
 NEVER = float("inf")
 ALL = 1 << 62  # every number of acceptance is below
-QUEUED, RUNNING = RunState.QUEUED, RunState.RUNNING
+# looking a member up at its enumeration is slow
+QUEUED, RUNNING, DONE = RunState.QUEUED, RunState.RUNNING, RunState.DONE
+HAND_OVER, COMPLETE, FAIL, CANCEL, EXPIRE = RunEvent
 
 
 class Port(Protocol):
@@ -98,8 +100,8 @@ class Coordinator:
         self.operations = Operations(self.ledger, self.hazards, port, self._end, self.memory_freed)
         self.deadlines: list[tuple[float, int]] = []
         self._timed = 0  # queued dispatches with a deadline
-        self._fresh: list[Record] = []  # waits for nothing, not yet in a queue
-        self._dirty: dict[int, None] = {}  # devices where something may go now
+        self.fresh: list[Any] = []  # records  # waits for nothing, not yet in a queue
+        self.dirty: dict[int, None] = {}  # devices where something may go now
         self._parked: dict[int, Record] = {}  # waits for scratch
         self._held: list[Record] = []  # accepted after a pause
         self._last = 0  # the newest number of acceptance
@@ -114,10 +116,10 @@ class Coordinator:
         """Take one message; `record` stands beside the requests, to be settled by their one outcome."""
         match message:
             case Completed():
-                self._completed(message)
+                self.completed(message)
             case Submit():
                 assert record is not None
-                self._submit(message, record)
+                self.submit(message, record)
             case Reached():
                 self._reached(message)
             case Failed():
@@ -127,11 +129,11 @@ class Coordinator:
                 self._last = record.id
                 self.records[record.id] = record
                 if self.operations.start(message, record):
-                    self._fresh.append(record)
+                    self.fresh.append(record)
             case Cancel():
                 known = self.records.get(message.run)
                 if known is not None and known.state is QUEUED and not isinstance(known.message, Free):
-                    self._end(known, RunEvent.CANCEL, cancelled(known, "it was cancelled"))
+                    self._end(known, CANCEL, cancelled(known, "it was cancelled"))
             case Tick():
                 self._expire(message.at)
             case Drain():
@@ -161,20 +163,46 @@ class Coordinator:
         )
         return self.counts.snapshot(devices)
 
-    def _submit(self, message: Submit, record: Record) -> None:
+    def submit(self, message: Submit, record: Record) -> None:
         self._last = record.id
         self.counts.accepted += 1
         self.records[record.id] = record
-        rank = message.rank
-        if rank < 0:
-            rank = self._least_loaded() if message.plans.floating else 0
-        record.plan = plan = message.plans.at(rank, message.serial)
-        record.sole = plan.sole
-        for device in plan.devices:
-            self.queues[device].work += 1
+        plan = message.plans.fixed
+        if plan is None or message.serial:
+            plan = self._place(message)
+        record.plan = plan
+        record.sole = sole = plan.sole
+        if sole >= 0:
+            self.queues[sole].work += 1
+        else:
+            for device in plan.devices:
+                self.queues[device].work += 1
         self.hazards.enter(record, message.accesses)
         if message.deadline is not None:
             self._watch_deadline(record, message.deadline)
+        if record.after:
+            self._depend(record)
+        if message.at > self.now:
+            self.now = message.at
+        if self._asks_keys and record.broken is None:
+            try:
+                record.key = self.policy.key(item_of(record))
+            except Exception as error:
+                self._end(record, FAIL, policy_failed(record, self.policy, "key", error))
+                return
+        if record.broken is not None:
+            self._end(record, FAIL, depends(record))
+        elif record.waits == 0:
+            self.fresh.append(record)
+
+    def _place(self, message: Submit) -> Plan:
+        """The plan of a dispatch; where it begins, if nobody says so, is the coordinator's choice."""
+        plans, rank = message.plans, message.rank
+        if rank < 0:
+            rank = self._least_loaded() if plans.floating else 0
+        return plans.at(rank, message.serial)
+
+    def _depend(self, record: Record) -> None:
         for dependency in record.after:
             if not dependency.ended:
                 record.waits += 1
@@ -183,19 +211,6 @@ class Coordinator:
                 dependency.dependents.append(record)
             elif dependency.failure is not None and record.broken is None:
                 record.broken = dependency
-        if message.at > self.now:
-            self.now = message.at
-        if record.broken is not None:
-            self._end(record, RunEvent.FAIL, depends(record))
-            return
-        if self._asks_keys:
-            try:
-                record.key = self.policy.key(item_of(record))
-            except Exception as error:
-                self._end(record, RunEvent.FAIL, policy_failed(record, self.policy, "key", error))
-                return
-        if record.waits == 0:
-            self._fresh.append(record)
 
     def _least_loaded(self) -> int:
         queues = self.queues
@@ -221,11 +236,11 @@ class Coordinator:
             _, run = heappop(self.deadlines)
             record = self.records.get(run)
             if record is not None and record.state is QUEUED:
-                self._end(record, RunEvent.EXPIRE, expired(record, self.now))
+                self._end(record, EXPIRE, expired(record, self.now))
 
     # ------------------------------------------------------------------------------------------ answers of devices
 
-    def _completed(self, message: Completed) -> None:
+    def completed(self, message: Completed) -> None:
         record = self.records.get(message.run)
         if record is None:
             if message.part < 0:  # memory of what was cancelled meanwhile
@@ -243,20 +258,27 @@ class Coordinator:
             queue.outstanding -= 1
             self.busy_time[device] += finished - started
             if queue.order:
-                self._dirty[device] = None
+                self.dirty[device] = None
             if record.sole >= 0:
                 record.started_at = started
                 if plan.scratch or record.dependents or self.operations.watches or self.tracing:
-                    self._end(record, RunEvent.COMPLETE, None)
+                    self._end(record, COMPLETE, None)
                     return
                 # the end of most dispatches: what `_end` does, without what cannot concern them
-                record.state = record.state.after(RunEvent.COMPLETE)
+                if record.state is not RUNNING:
+                    record.state.after(COMPLETE)
+                record.state = DONE
                 record.finished_at = self.now
                 self.counts.done += 1
                 queue.work -= 1
                 del self.records[record.id]
-                self.hazards.leave(record, self._fresh)  # type: ignore[arg-type]
-                record.wake()
+                self.hazards.leave(record, self.fresh)
+                waiters = record.waiters
+                if waiters is not None:
+                    if type(waiters) is not list and not waiters.done():
+                        waiters.set_result(None)
+                    else:
+                        record.wake()
                 return
         _began(record, started)
         part = plan.parts[message.part]
@@ -292,17 +314,17 @@ class Coordinator:
         if device >= 0:
             self.queues[device].outstanding -= 1
             self.busy_time[device] += message.finished - message.started
-            self._dirty[device] = None
+            self.dirty[device] = None
         _began(record, message.started)
         if record.sole >= 0:
-            self._end(record, RunEvent.FAIL, record.failure)
+            self._end(record, FAIL, record.failure)
             return
         record.parts -= 1
         self._end_if_over(record)
 
     def _end_if_over(self, record: Record) -> None:
         if record.parts == 0 and (record.failure is not None or record.unsent == 0):
-            event = RunEvent.COMPLETE if record.failure is None else RunEvent.FAIL
+            event = COMPLETE if record.failure is None else FAIL
             self._end(record, event, record.failure)
 
     def _happened(self, record: Record, part: Part, event: int) -> None:
@@ -344,10 +366,10 @@ class Coordinator:
             if record.plan is not None:
                 self._count_end(record, before)
                 self._leave(record, before)
-            elif event is RunEvent.CANCEL:
+            elif event is CANCEL:
                 self.operations.give_back(record)
             del self.records[record.id]
-            self.hazards.leave(record, self._fresh)  # type: ignore[arg-type]
+            self.hazards.leave(record, self.fresh)
             if record.dependents:
                 for dependent in record.dependents:
                     if dependent.state is not QUEUED or dependent.broken is not None:
@@ -355,9 +377,9 @@ class Coordinator:
                     dependent.waits -= 1
                     if failure is not None:
                         dependent.broken = record
-                        ending.append((dependent, RunEvent.FAIL, depends(dependent)))
+                        ending.append((dependent, FAIL, depends(dependent)))
                     elif dependent.waits == 0:
-                        self._fresh.append(dependent)
+                        self.fresh.append(dependent)
                 record.dependents = None
             if self.operations.watches:
                 self.operations.ended(record.id)
@@ -382,7 +404,7 @@ class Coordinator:
             queue.work -= 1
             if before is QUEUED and record.entered:
                 queue.remove(record)
-                self._dirty[device] = None
+                self.dirty[device] = None
         if before is QUEUED:
             self._parked.pop(record.id, None)
         elif record.scratch:
@@ -401,7 +423,7 @@ class Coordinator:
     def memory_freed(self, devices: Iterable[int]) -> None:
         """Who waits for scratch on one of `devices` may try again."""
         freed = set(devices)
-        self._dirty.update(dict.fromkeys(freed))
+        self.dirty.update(dict.fromkeys(freed))
         for parked in list(self._parked.values()):
             assert parked.plan is not None
             if not freed.isdisjoint(parked.plan.scratch_bytes):
@@ -409,37 +431,43 @@ class Coordinator:
                 parked.parked = False
                 for device in parked.plan.devices:
                     self.queues[device].heap(parked)
-                    self._dirty[device] = None
+                    self.dirty[device] = None
 
     # ------------------------------------------------------------------------------------------ handing over
 
     def route(self) -> None:
         """Hand over whatever may go. Called when all messages that have come are taken."""
-        while self._fresh or self._dirty:
-            fresh = self._fresh
+        while self.fresh or self.dirty:
+            fresh = self.fresh
             if fresh:
-                self._fresh = []
-                if len(fresh) == 1 and self._alone(fresh[0]):
-                    self._hand_over(fresh[0])
-                else:
+                self.fresh = []
+                if len(fresh) != 1 or not self._goes_alone(fresh[0]):
                     for record in fresh:
                         self._admit(record)
-            if self._dirty:
-                dirty = self._dirty
-                self._dirty = {}
+            if self.dirty:
+                dirty = self.dirty
+                self.dirty = {}
                 for device in dirty:
                     self._fill(self.queues[device])
 
-    def _alone(self, record: Record) -> bool:
-        """Can it go at once, since nobody else is ready on its only device?"""
-        if record.sole < 0 or record.id > self._open_until or record.state is not QUEUED:
+    def _goes_alone(self, record: Record) -> bool:
+        """Hand it over at once if nobody else is ready on its only device and nothing else can stand in its way, as is most common."""
+        sole, plan, message = record.sole, record.plan, record.message
+        if sole < 0 or plan is None or record.id > self._open_until or record.state is not QUEUED:
             return False
-        queue = self.queues[record.sole]
-        if queue.order or queue.outstanding >= self.slots:
+        queue = self.queues[sole]
+        if queue.order or queue.outstanding >= self.slots or message.deadline is not None or plan.scratch or self.tracing:
             return False
-        plan = record.plan
-        assert plan is not None
-        return (record.message.deadline is None and not plan.scratch) or self._goes(record)
+        # what `_hand_over` does, without what cannot concern it
+        record.state = RUNNING
+        self.counts.handed_over += 1
+        self.port.left()
+        if message.stage is not None:
+            queue.count(message.stage)
+        queue.outstanding += 1
+        self.hazards.stand(record, self.fresh)
+        self.port.send(sole, Dispatch(record.id, 0, plan, message.args))
+        return True
 
     def _admit(self, record: Record) -> None:
         if record.state is not QUEUED:
@@ -459,7 +487,7 @@ class Coordinator:
             return
         for device in record.plan.devices:
             self.queues[device].push(record)
-            self._dirty[device] = None
+            self.dirty[device] = None
 
     def _fill(self, queue: DeviceQueue) -> None:
         while queue.outstanding < self.slots and queue.order:
@@ -467,7 +495,7 @@ class Coordinator:
                 record = queue.first(self.policy)
             except Exception as error:
                 oldest = queue.order[0]
-                self._end(oldest, RunEvent.FAIL, policy_failed(oldest, self.policy, "choose", error))
+                self._end(oldest, FAIL, policy_failed(oldest, self.policy, "choose", error))
                 continue
             if record is None or record.id > self._open_until:
                 return
@@ -494,19 +522,19 @@ class Coordinator:
         record.claimed = True
         for device in record.plan.devices:
             self.queues[device].claim(record)
-            self._dirty[device] = None
+            self.dirty[device] = None
 
     def _goes(self, record: Record) -> bool:
         """May it be handed over, now that it is its turn? Its deadline and its scratch decide."""
         plan = record.plan
         assert plan is not None
         if record.message.deadline is not None and record.message.deadline <= self.now:
-            self._end(record, RunEvent.EXPIRE, expired(record, self.now))
+            self._end(record, EXPIRE, expired(record, self.now))
             return False
         if plan.scratch and not self.ledger.scratch_fits(plan):
             failure = self.ledger.scratch_never_fits(plan)
             if failure is not None:
-                self._end(record, RunEvent.FAIL, failure)
+                self._end(record, FAIL, failure)
             elif not record.claimed:
                 self._park(record)
             return False
@@ -527,7 +555,9 @@ class Coordinator:
         plan = record.plan
         assert plan is not None
         message = record.message
-        record.state = record.state.after(RunEvent.HAND_OVER)
+        if record.state is not QUEUED:
+            record.state.after(HAND_OVER)
+        record.state = RUNNING
         if self.tracing:
             self.port.changed(record, QUEUED)
         self.counts.handed_over += 1
@@ -535,10 +565,7 @@ class Coordinator:
             self._timed -= 1
         self.port.left()
         sole = plan.sole
-        if sole >= 0 and not record.entered:  # alone in its queue: it overtakes nobody
-            self.queues[sole].count(message.stage)
-        else:
-            self._overtake(record)
+        self._overtake(record)
         if plan.scratch:
             record.scratch = self.ledger.take_scratch(plan)
             for device in plan.scratch_bytes:
@@ -547,7 +574,7 @@ class Coordinator:
                 self.port.send(device, Commit(record.id, items))
         if sole >= 0:
             self.queues[sole].outstanding += 1
-            self.hazards.stand(record, self._fresh)  # type: ignore[arg-type]
+            self.hazards.stand(record, self.fresh)
             self.port.send(sole, Dispatch(record.id, 0, plan, message.args, record.scratch))
             return
         record.returned = [None] * plan.returns
@@ -598,9 +625,9 @@ class Coordinator:
 
     def _resume(self) -> None:
         self._open_until = ALL
-        self._fresh.extend(self._held)
+        self.fresh.extend(self._held)
         self._held.clear()
-        self._dirty.update(dict.fromkeys(range(len(self.queues))))
+        self.dirty.update(dict.fromkeys(range(len(self.queues))))
 
     def _close(self) -> None:
         self._open_until = ALL
@@ -612,9 +639,9 @@ class Coordinator:
             if record.state is not QUEUED:
                 continue
             if record.plan is not None:
-                self._end(record, RunEvent.CANCEL, cancelled(record, why, kind))
+                self._end(record, CANCEL, cancelled(record, why, kind))
             elif kind is WorkerClosedError and not isinstance(record.message, Free):
-                self._end(record, RunEvent.CANCEL, cancelled(record, why, kind))
+                self._end(record, CANCEL, cancelled(record, why, kind))
 
     def _finish(self) -> None:
         for device, arena in enumerate(self.ledger.arenas):

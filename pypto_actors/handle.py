@@ -15,6 +15,9 @@ from pypto_actors.messages import Cancel
 from pypto_actors.system import System
 
 
+_DONE = RunState.DONE  # looking a member up at its enumeration is slow
+
+
 class RunResult(Struct, frozen=True, eq=False):
     """What a dispatch gave.
 
@@ -52,8 +55,6 @@ def refuse_inside_callback(worker: object, what: str) -> None:
 class DistributedRunHandle(Record, eq=False, weakref=True):
     """One accepted dispatch. Awaitable by any number of tasks; cancelling one of them leaves the dispatch and the others alone."""
 
-    system: Any = None  # the System; Any, since a record is made for every dispatch
-    worker: Any = None
     _result: RunResult | None = None
 
     @property
@@ -76,7 +77,7 @@ class DistributedRunHandle(Record, eq=False, weakref=True):
 
     def result(self) -> RunResult:
         """The result; raises the failure, or `asyncio.InvalidStateError` before the end. Never blocks."""
-        if self.state is RunState.DONE:
+        if self.state is _DONE:
             result = self._result
             if result is None:
                 plan = self.plan

@@ -10,7 +10,6 @@ A range is split where accesses overlap in part; it is forgotten when nobody use
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -41,63 +40,58 @@ class Claim(Struct, eq=False, gc=False):
     group: Group | None = None
 
 
-class Group:
-    """One writer, or readers in a row."""
+class Group(Struct, eq=False):
+    """One writer, or readers in a row. `opened`: it has come to the front."""
 
-    __slots__ = ("claims", "opened", "write")
-
-    def __init__(self, claim: Claim) -> None:
-        self.write = claim.write
-        self.claims: dict[Claim, None] = {claim: None}  # a dict, since its order is that of acceptance
-        self.opened = False
-        claim.group = self
+    write: bool
+    claims: dict[Claim, None]  # a dict, since its order is that of acceptance
+    opened: bool = False
+    next: Group | None = None
 
 
 class Lane:
     """The queue of one range of bytes in which nobody's access ends or begins inside."""
 
-    __slots__ = ("groups", "start", "stop")
+    __slots__ = ("first", "last", "newest", "start", "stop")
 
     def __init__(self, start: int, stop: int) -> None:
         self.start = start
         self.stop = stop
-        self.groups: deque[Group] = deque()
+        self.first: Group | None = None
+        self.last: Group | None = None
+        self.newest: Claim | None = None
 
     def join(self, claim: Claim) -> None:
         """Queue `claim` up behind all others; its owner waits unless the claim is open at once."""
         claim.lane = self
-        groups = self.groups
-        if groups and not groups[-1].write and not claim.write:
-            group = groups[-1]
-            group.claims[claim] = None
-            claim.group = group
-        else:
-            group = Group(claim)
-            groups.append(group)
-        claim.open = self._may_go(group, claim.owner.sole)
-        if not claim.open:
+        self.newest = claim
+        last = self.last
+        if last is None:
+            claim.group = self.first = self.last = Group(claim.write, {claim: None}, True)
+            return
+        if last.write or claim.write:
+            last.next = self.last = claim.group = Group(claim.write, {claim: None})
+            if not self._follows(claim.owner.sole):
+                claim.open = False
+                claim.owner.waits += 1
+            return
+        last.claims[claim] = None
+        claim.group = last
+        if not last.opened and not self._follows(claim.owner.sole):
+            claim.open = False
             claim.owner.waits += 1
 
-    def _may_go(self, group: Group, device: int) -> bool:
-        groups = self.groups
-        if groups[0] is group:
-            group.opened = True
-            return True
+    def _follows(self, device: int) -> bool:
+        """Does everything before the last group stand on `device`?"""
         if device < 0:
             return False
-        for index in range(len(groups) - 1, -1, -1):
-            other = groups[index]
-            if other is not group and not _all_stand(other, device):
+        group = self.first
+        while group is not self.last:
+            assert group is not None
+            if not _all_stand(group, device):
                 return False
+            group = group.next
         return True
-
-    def mine(self, owner: Owner) -> Claim | None:
-        """The claim of `owner`, who has just joined."""
-        if self.groups:
-            claim = next(reversed(self.groups[-1].claims))
-            if claim.owner is owner:
-                return claim
-        return None
 
     def upgrade(self, claim: Claim) -> None:
         """Make a reader that has just joined a writer."""
@@ -110,84 +104,99 @@ class Lane:
         del group.claims[claim]
         if not claim.open:
             claim.owner.waits -= 1
+            claim.open = True
         self.join(claim)
 
     def drop(self, claim: Claim, freed: list[Owner]) -> None:
         """Take a claim out, whether it has ended or never began; who can go now is appended to `freed`."""
         group = claim.group
         assert group is not None
+        if self.newest is claim:
+            self.newest = None
         del group.claims[claim]
-        groups = self.groups
-        if not group.claims:
-            if groups[0] is group:
-                groups.popleft()
-            else:
-                index = groups.index(group)
-                del groups[index]
-                if index < len(groups) and not groups[index].write and not groups[index - 1].write:
-                    self._merge(index, freed)
-        if groups:
-            self.advance(freed)
+        if group.claims:
+            self._advance(freed)
+            return
+        if self.first is not group:
+            self._unlink(group, freed)
+            self._advance(freed)
+            return
+        self.first = front = group.next
+        if front is None:
+            self.last = None
+            return
+        if not front.opened:
+            self._open_front(front, freed)
+        if claim.owner.stands < 0:  # else all that may follow to its device is open already
+            self._advance(freed)
 
-    def _merge(self, index: int, freed: list[Owner]) -> None:
-        """Readers that a writer stood between are neighbours now."""
-        groups = self.groups
-        later, earlier = groups[index], groups[index - 1]
-        del groups[index]
-        for claim in later.claims:
-            earlier.claims[claim] = None
-            claim.group = earlier
-            if earlier.opened and not claim.open:
+    def _unlink(self, group: Group, freed: list[Owner]) -> None:
+        """Take an empty group out of the middle or the end; readers that it stood between are neighbours now."""
+        before = self.first
+        assert before is not None
+        while before.next is not group:
+            assert before.next is not None
+            before = before.next
+        after = before.next = group.next
+        if after is None:
+            self.last = before
+        elif not after.write and not before.write:
+            for claim in after.claims:
+                before.claims[claim] = None
+                claim.group = before
+                if before.opened and not claim.open:
+                    _open(claim, freed)
+            before.next = after.next
+            if after is self.last:
+                self.last = before
+
+    def _open_front(self, front: Group, freed: list[Owner]) -> None:
+        front.opened = True
+        for claim in front.claims:
+            if not claim.open:
                 _open(claim, freed)
 
-    def advance(self, freed: list[Owner]) -> None:
-        """Open whatever may go."""
-        groups = self.groups
-        front = groups[0]
-        if not front.opened:
-            front.opened = True
-            for claim in front.claims:
-                if not claim.open:
-                    _open(claim, freed)
-        if len(groups) == 1:
+    def _advance(self, freed: list[Owner]) -> None:
+        """Open whatever may follow those at the front to the device where they all stand."""
+        group = self.first
+        if group is None or group.next is None:
             return
-        device = next(iter(front.claims)).owner.stands
-        if device < 0:
-            return
-        before = front
-        for group in groups:
-            if group is not front:
-                if not _all_stand(before, device):
-                    return
-                for claim in group.claims:
-                    if not claim.open and claim.owner.sole == device:
-                        _open(claim, freed)
-                before = group
+        device = next(iter(group.claims)).owner.stands
+        while group.next is not None and device >= 0 and _all_stand(group, device):
+            group = group.next
+            _open_for(group, device, freed)
+
+    def stand(self, claim: Claim, device: int, freed: list[Owner]) -> None:
+        """The owner of `claim` was handed to `device`, where all before it stands: who is next may follow there."""
+        group = claim.group
+        assert group is not None
+        if group.next is not None and _all_stand(group, device):
+            _open_for(group.next, device, freed)
 
     def split(self, at: int) -> Lane:
         """Cut the range in two; everybody in it claims both halves from now on."""
         other = Lane(at, self.stop)
         self.stop = at
-        for group in self.groups:
-            twin: Group | None = None
+        group = self.first
+        while group is not None:
+            twin = Group(group.write, {}, group.opened)
             for claim in group.claims:
                 owner = claim.owner
-                half = Claim(owner, claim.space, at, other.stop, claim.write)
+                half = Claim(owner, claim.space, at, other.stop, claim.write, claim.open, other, twin)
                 claim.stop = at
-                half.open = claim.open
-                half.lane = other
                 if not half.open:
                     owner.waits += 1
                 assert owner.claims is not None
                 owner.claims.append(half)
-                if twin is None:
-                    twin = Group(half)
-                    twin.opened = group.opened
-                else:
-                    twin.claims[half] = None
-                    half.group = twin
-            assert twin is not None
-            other.groups.append(twin)
+                twin.claims[half] = None
+                if claim is self.newest:
+                    other.newest = half
+            if other.last is None:
+                other.first = twin
+            else:
+                other.last.next = twin
+            other.last = twin
+            group = group.next
         return other
 
 
@@ -196,6 +205,12 @@ def _all_stand(group: Group, device: int) -> bool:
         if claim.owner.stands != device:
             return False
     return True
+
+
+def _open_for(group: Group, device: int, freed: list[Owner]) -> None:
+    for claim in group.claims:
+        if not claim.open and claim.owner.sole == device:
+            _open(claim, freed)
 
 
 def _open(claim: Claim, freed: list[Owner]) -> None:
@@ -264,43 +279,47 @@ class Hazards:
         owner.claims = claims
         spaces = self._spaces
         for space, start, stop, write in accesses:
-            known = spaces.get(space)
-            if known is None and space != HOST:
+            if space in spaces or space == HOST:
+                if start < stop:
+                    self._join(owner, claims, space, start, stop, write)
+            else:
                 spaces[space] = claim = Claim(owner, space, start, stop, write)
                 claims.append(claim)
-            elif start < stop:
-                self._join(owner, claims, space, start, stop, write)
 
     def _join(self, owner: Owner, claims: list[Claim], space: int, start: int, stop: int, write: bool) -> None:
         known = self._spaces.get(space)
-        if known is None:
-            known = self._spaces[space] = Ranges()
-        elif type(known) is Claim:
-            lone, known = known, Ranges()
-            self._spaces[space] = known
-            if lone.start == lone.stop:  # an empty tensor: nothing to wait for
-                assert lone.owner.claims is not None
-                lone.owner.claims.remove(lone)
-            else:
-                known.over(lone.start, lone.stop)[0].join(lone)
-        assert type(known) is Ranges
-        for lane in known.over(start, stop):
-            mine = lane.mine(owner)
-            if mine is None:
+        ranges = known if type(known) is Ranges else self._ranges(space, known)
+        lanes = ranges.lanes
+        if len(lanes) != 1 or lanes[0].start != start or lanes[0].stop != stop:
+            lanes = ranges.over(start, stop)
+        for lane in lanes:
+            mine = lane.newest
+            if mine is None or mine.owner is not owner:
                 claim = Claim(owner, space, lane.start, lane.stop, write)
                 claims.append(claim)
                 lane.join(claim)
             elif write and not mine.write:
                 lane.upgrade(mine)
 
+    def _ranges(self, space: int, lone: Claim | Ranges | None) -> Ranges:
+        """Ranges for a space that had none; the lone claim of before joins them."""
+        ranges = self._spaces[space] = Ranges()
+        if type(lone) is Claim:
+            if lone.start == lone.stop:  # an empty tensor: nothing to wait for
+                assert lone.owner.claims is not None
+                lone.owner.claims.remove(lone)
+            else:
+                ranges.over(lone.start, lone.stop)[0].join(lone)
+        return ranges
+
     def stand(self, owner: Owner, freed: list[Owner]) -> None:
         """`owner` was handed to its only device; appends to `freed` who may follow it there."""
-        owner.stands = owner.sole
+        owner.stands = device = owner.sole
         if owner.claims:
             for claim in owner.claims:
                 lane = claim.lane
-                if lane is not None and len(lane.groups) > 1:
-                    lane.advance(freed)
+                if lane is not None and lane.last is not claim.group:
+                    lane.stand(claim, device, freed)
 
     def leave(self, owner: Owner, freed: list[Owner]) -> None:
         """`owner` has ended, or never began; appends to `freed` who waits for nothing any more."""
@@ -315,7 +334,7 @@ class Hazards:
                 del spaces[claim.space]
                 continue
             lane.drop(claim, freed)
-            if not lane.groups:
+            if lane.first is None:
                 ranges = spaces[claim.space]
                 assert type(ranges) is Ranges
                 ranges.forget(lane)

@@ -39,6 +39,7 @@ class RunState(Enum):
     EXPIRED = "expired"
 
     ways: tuple[RunState | None, ...]
+    final: bool
 
     def after(self, event: RunEvent) -> RunState:
         """The state after `event`; an `InternalError` names both where the table has no such way."""
@@ -62,6 +63,8 @@ TABLE: dict[RunState, dict[RunEvent, RunState]] = {
 }
 for _state in RunState:
     _state.ways = tuple(TABLE.get(_state, {}).get(_event) for _event in RunEvent)
+    _state.final = _state not in TABLE
+_QUEUED = RunState.QUEUED
 
 
 class Failure(Struct, frozen=True, eq=False):
@@ -95,7 +98,12 @@ class Record(Struct, eq=False, dict=False, weakref=True):
     id: int
     program: Any = None
     message: Any = None
-    state: RunState = RunState.QUEUED
+    after: tuple[Record, ...] = ()
+    outputs: tuple[Any, ...] = ()
+    queued_at: float = 0.0
+    system: Any = None  # of a handle: where its messages go
+    worker: Any = None  # of a handle: whose it is
+    state: RunState = _QUEUED
     failure: Failure | None = None
     asked: bool = False  # has anybody been told of the failure?
     waiters: Any = None  # None, one waiter, or a list of them
@@ -107,7 +115,6 @@ class Record(Struct, eq=False, dict=False, weakref=True):
     # scheduling
     plan: Plan | None = None
     key: Any = None
-    after: tuple[Record, ...] = ()
     dependents: list[Record] | None = None
     broken: Record | None = None  # the dependency that failed
     overtaken: int = 0
@@ -120,14 +127,12 @@ class Record(Struct, eq=False, dict=False, weakref=True):
     unsent: int = 0
     scratch: tuple[int, ...] = ()
     returned: Any = None
-    outputs: tuple[Any, ...] = ()
-    queued_at: float = 0.0
     started_at: float = -1.0
     finished_at: float = 0.0
 
     @property
     def ended(self) -> bool:
-        return self.state is not RunState.QUEUED and self.state is not RunState.RUNNING
+        return self.state.final
 
     def wake(self) -> None:
         """Wake who waits; once, when the end is known."""
@@ -135,7 +140,11 @@ class Record(Struct, eq=False, dict=False, weakref=True):
         if waiters is None:
             return
         self.waiters = None
-        for waiter in waiters if type(waiters) is list else (waiters,):
+        if type(waiters) is not list:
+            if not waiters.done():
+                waiters.set_result(None)
+            return
+        for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 

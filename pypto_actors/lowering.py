@@ -22,7 +22,7 @@ def family_of(recording: Recording) -> PlanFamily:
     def lower_at(rank: int, serial: bool) -> Plan:
         return lower(recording, rank, serial)
 
-    return PlanFamily(lower_at, floating, _footprints(recording))
+    return PlanFamily(lower_at, floating, _footprints(recording), None if floating else lower_at(0, False))
 
 
 def _footprints(recording: Recording) -> tuple[Footprint, ...]:

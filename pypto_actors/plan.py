@@ -112,6 +112,7 @@ class PlanFamily(Struct, frozen=True, eq=False):
     lower: PlanAt
     floating: bool  # does any step's device depend on the rank where the dispatch begins?
     footprints: tuple[Footprint, ...]
+    fixed: Plan | None  # the only one, where nothing floats and steps need not go one after another
     plans: dict[tuple[int, bool], Plan] = {}
 
     def at(self, rank: int, serial: bool = False) -> Plan:

@@ -16,31 +16,32 @@ MOST_RECORDINGS = 256  # of each program; the least recently used leaves
 class Entry:
     """One registered program: its callbacks, and the recordings of the signatures that were used."""
 
-    __slots__ = ("_callbacks", "_signed", "_world_size", "active", "program", "shown")
+    __slots__ = ("_callbacks", "_world_size", "active", "has_static", "program", "shown", "signed")
 
     def __init__(self, program: Program, shown: Any, world_size: int, callbacks: Mapping[str, Callable[..., Any]]) -> None:
         self.program = program
         self.shown = shown  # what the user passed: the program, or a compiled one
         self.active = True
+        self.has_static = program.has_static
         self._world_size = world_size
         self._callbacks = callbacks
-        self._signed: OrderedDict[tuple[Any, ...], Signed] = OrderedDict()
+        self.signed: OrderedDict[tuple[Any, ...], Signed] = OrderedDict()
 
     def sign(self, args: Sequence[Any]) -> Signed:
         """What is known of calls like this one; the first one checks everything and records."""
         key = signature_key(self.program, args)
         try:
-            signed = self._signed[key]
+            signed = self.signed[key]
         except KeyError:
             signed = sign(self.program, args, self._world_size, self._callbacks)
-            self._signed[key] = signed
-            if len(self._signed) > MOST_RECORDINGS:
-                self._signed.popitem(last=False)
+            self.signed[key] = signed
+            if len(self.signed) > MOST_RECORDINGS:
+                self.signed.popitem(last=False)
             return signed
         except TypeError:  # an argument that cannot be hashed is of a wrong kind: the checks say which
             return sign(self.program, args, self._world_size, self._callbacks)
-        if len(self._signed) > 1:
-            self._signed.move_to_end(key)
+        if len(self.signed) > 1:
+            self.signed.move_to_end(key)
         return signed
 
     def check_active(self) -> None:
@@ -49,7 +50,7 @@ class Entry:
             raise UnknownProgramError(f"program {self.program.name!r} was unregistered; register it again")
 
     def __repr__(self) -> str:
-        return f"<Entry {self.program.name!r}: {len(self._signed)} recordings>"
+        return f"<Entry {self.program.name!r}: {len(self.signed)} recordings>"
 
 
 class Registry(Sequence[Any]):

@@ -26,7 +26,7 @@ from pypto_actors.handle import DistributedRunHandle
 from pypto_actors.messages import Submit
 from pypto_actors.registry import Entry
 from pypto_actors.parameters import scalar_of
-from pypto_actors.signature import Signed
+from pypto_actors.signature import Signed, sign_one
 from pypto_actors.system import System
 from pypto_actors.values import HOST, Access, DeviceTensor, StackedDeviceTensor
 
@@ -109,7 +109,11 @@ def host_access(array: Array, write: bool) -> Access:
 
 def prepare(entry: Entry, given: Sequence[Any], tensors: Tensors) -> Prepared:
     """Check a call. Raises the first fault, with the parameter, what came and what was expected."""
-    signed = entry.sign(given)
+    # what `entry.sign` does where nothing is new, in this frame
+    key = tuple([arg.signature if type(arg) is DeviceTensor else sign_one(arg) for arg in given])
+    signed = None if entry.has_static or len(entry.signed) > 1 else entry.signed.get(key)
+    if signed is None:
+        signed = entry.sign(given)
     if signed.resident is not None:  # device tensors only: all that can be wrong is that one is gone
         alive = tensors.alive
         for tensor in given:
@@ -258,11 +262,9 @@ class Counter:
 
 def accept(system: System, worker: Any, counter: Counter, call: Prepared, options: Options) -> DistributedRunHandle:
     """Put the call into the mailbox; room for it is taken already."""
-    run = counter.next()
-    now = system.loop.time()
-    entry = call.entry
-    signed = call.signed
-    after = options.after
+    counter.last = run = counter.last + 1
+    now = system.clock()
+    entry, signed, after = call.entry, call.signed, options.after
     message = Submit(
         run,
         entry.program,
@@ -277,9 +279,7 @@ def accept(system: System, worker: Any, counter: Counter, call: Prepared, option
         entry.program.stage,
         tuple([handle.id for handle in after]) if after else (),
     )
-    handle = DistributedRunHandle(
-        id=run, program=entry.shown, message=message, after=after, outputs=call.outputs, queued_at=now, system=system, worker=worker
-    )
+    handle = DistributedRunHandle(run, entry.shown, message, after, call.outputs, now, system, worker)
     system.tell(message, handle)
     return handle
 

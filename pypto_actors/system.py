@@ -15,11 +15,11 @@ from pypto_actors.coordinator import NEVER, Coordinator, Settings
 from pypto_actors.device import DeviceActor
 from pypto_actors.errors import InternalError
 from pypto_actors.events import COORDINATOR, HOST_ACTOR, Changed, Received, Routed, Started, TraceHook
-from pypto_actors.executor import Executor
+from pypto_actors.executor import Executor, clock_of
 from pypto_actors.host import HostActor
 from pypto_actors.lifecycle import Failure, Record, RunState
 from pypto_actors.mailbox import Admission, Envelope
-from pypto_actors.messages import Call, Tick, ToCoordinator, ToDevice
+from pypto_actors.messages import Call, Completed, Submit, Tick, ToCoordinator, ToDevice
 
 TURN = 64  # messages to devices in one turn of the loop
 MOST_UNASKED = 1000  # failures kept for the log
@@ -31,6 +31,7 @@ class System:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings, max_queued: int, trace: TraceHook | None) -> None:
         self.loop = loop
+        self.clock = clock_of(loop)
         self.trace = trace
         self.admission = Admission(max_queued)
         self.left = self.admission.give  # a dispatch has left the queue (called by the coordinator)
@@ -43,7 +44,7 @@ class System:
         self._busy: deque[DeviceActor] = deque()  # devices with mail
         self._calls: deque[Call] = deque()  # the host actor's mail
         self._scheduled = False
-        self._receiving = False
+        self._deciding = False  # is the coordinator at work?
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
         self._unasked: dict[int, Record] = {}
@@ -68,7 +69,7 @@ class System:
             self.trace(Received(self.loop.time(), getattr(message, "run", 0), COORDINATOR, message))
         if not self._scheduled:
             self._scheduled = True
-            self.loop.call_soon(self._scheduled_turn)
+            self.loop.call_soon(self.turn)
 
     def post(self, message: ToCoordinator, record: Record | None = None) -> None:
         """The same, where a turn is under way or follows."""
@@ -112,7 +113,7 @@ class System:
 
     def flush(self) -> None:
         """Let the coordinator take the mail that has come, now, so that what it knows is up to date. It hands nothing over."""
-        if self.mail and not self._receiving:
+        if self.mail and not self._deciding:
             try:
                 if self.crashed is None:
                     self._take_mail()
@@ -120,75 +121,78 @@ class System:
                     self._fail_mail()
             except Exception as error:
                 self._crash(error)
-            if not self._scheduled:
-                self._scheduled = True
-                self.loop.call_soon(self._scheduled_turn)
-
-    def _scheduled_turn(self) -> None:
-        self._scheduled = False
-        self.turn()
+            self._schedule()
 
     def turn(self) -> None:
         """Work until nothing is left to do, or for as long as it is fair to the rest of the loop."""
+        self._scheduled = False
         if self.crashed is not None:
             self._fail_mail()
             return
+        coordinator, mail, busy = self.coordinator, self.mail, self._busy
+        budget = TURN
         try:
-            self._work()
+            if coordinator.deadlines:
+                self._tick_if_due()
+            while True:
+                self._deciding = True
+                while mail:
+                    message, record = mail.popleft()
+                    # the two that every dispatch has; in a `match` every class that does not fit costs as much as a call
+                    if type(message) is Completed:
+                        coordinator.completed(message)
+                    elif type(message) is Submit:
+                        coordinator.submit(message, record)  # type: ignore[arg-type]
+                    else:
+                        coordinator.receive(message, record)
+                if coordinator.fresh or coordinator.dirty:
+                    coordinator.route()
+                if self.trace is not None:
+                    self.trace(Routed(self.loop.time(), 0))
+                self._deciding = False
+                if self._calls:
+                    self._give_calls()
+                while busy:
+                    actor = busy[0]
+                    waiting = actor.mail
+                    assert waiting is not None
+                    while waiting:
+                        budget -= 1
+                        actor.receive(waiting.popleft())
+                    busy.popleft()
+                if not mail or budget <= 0:
+                    break
+            if coordinator.deadlines:
+                self._arm(coordinator.next_deadline())
         except Exception as error:
             self._crash(error)
         finally:
-            if (self.mail or self._busy or self._calls) and not self._scheduled:
-                self._scheduled = True
-                self.loop.call_soon(self._scheduled_turn)
+            self._deciding = False
+            if mail or busy or self._calls:
+                self._schedule()
 
-    def _work(self) -> None:
-        coordinator, mail, busy = self.coordinator, self.mail, self._busy
-        if coordinator.deadlines and coordinator.next_deadline() <= (now := self.loop.time()):
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self.turn)
+
+    def _tick_if_due(self) -> None:
+        now = self.loop.time()
+        if self.coordinator.next_deadline() <= now:
             self.post(Tick(now))
-        budget = TURN
-        while True:
-            if mail:
-                self._take_mail()
-            coordinator.route()
-            if self.trace is not None:
-                self.trace(Routed(self.loop.time(), 0))
-            if self._calls:
-                self._give_calls()
-            while busy:
-                budget -= self._give_mail(busy.popleft())
-            if not mail or budget <= 0:
-                break
-        if coordinator.deadlines:
-            self._arm(coordinator.next_deadline())
 
     def _give_calls(self) -> None:
         assert self.host is not None
         while self._calls:
             self.host.receive(self._calls.popleft())
 
-    def _give_mail(self, actor: DeviceActor) -> int:
-        """Let a device take its mail; says how many messages there were."""
-        mail = actor.mail
-        assert mail is not None
-        count = 0
-        try:
-            while mail:
-                count += 1
-                actor.receive(mail.popleft())
-        finally:
-            if mail:  # the user has interrupted it
-                self._busy.append(actor)
-        return count
-
     def _take_mail(self) -> None:
-        mail, receive = self.mail, self.coordinator.receive
-        self._receiving = True
+        self._deciding = True
         try:
-            while mail:
-                receive(*mail.popleft())
+            while self.mail:
+                self.coordinator.receive(*self.mail.popleft())
         finally:
-            self._receiving = False
+            self._deciding = False
 
     def _arm(self, deadline: float) -> None:
         if deadline == self._timer_at:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from threading import get_ident
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from pypto_actors.coordinator import Settings
 from pypto_actors.errors import AmbiguousProgramError, WorkerClosedError
 from pypto_actors.events import TraceHook
 from pypto_actors.handle import DistributedRunHandle, RunResult, refuse_inside_callback
+from pypto_actors.host import INSIDE
 from pypto_actors.lifecycle import Record
 from pypto_actors.memory import AnyTensor, Memory, abandon, own
 from pypto_actors.messages import Drain, Pause, Resume, Retire
@@ -92,7 +93,7 @@ class DistributedWorker:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise RuntimeError("pypto_actors runs on asyncio, not on trio; use anyio.run(…, backend='asyncio')") from None
-        self._thread = threading.get_ident()
+        self._thread = get_ident()
         capacity = self.config.capacity
         settings = Settings((capacity,) * self.config.world_size, self._options.in_flight, self._policy)
         system = System(loop, settings, self._options.max_queued, self._trace)
@@ -161,17 +162,7 @@ class DistributedWorker:
             options = PLAIN
         else:
             options = options_of(device, priority, deadline, after, self, self.config.world_size)
-        call = prepare(self._registry.entry(program), args, self._tensors)
-        if system.admission.take():
-            handle = accept(system, self, self._counter, call, options)
-            handle.waiters = waiter = system.loop.create_future()
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                await abandon(system, handle)
-                raise
-            return handle.result()
-        return await self._run_prepared(system, call, options)
+        return await self._run_prepared(system, prepare(self._registry.entry(program), args, self._tensors), options)
 
     async def submit(
         self,
@@ -216,11 +207,19 @@ class DistributedWorker:
         return options_of(device, priority, deadline, after, self, self.config.world_size)
 
     async def _run_prepared(self, system: System, call: Prepared, options: Options) -> RunResult:
-        if system.admission.take():
+        admission = system.admission
+        if admission.room > 0 and not admission.waiting:
+            admission.room -= 1
             handle = accept(system, self, self._counter, call, options)
+            handle.waiters = waiter = system.loop.create_future()
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                await abandon(system, handle)
+                raise
         else:
             handle = await self._room(system, call, options, owned=True)
-        await own(system, handle)
+            await own(system, handle)
         return handle.result()
 
     async def _submit(self, system: System, entry: Entry, args: Sequence[Any], options: Options) -> DistributedRunHandle:
@@ -392,7 +391,7 @@ class DistributedWorker:
 
     def check_thread(self, what: str) -> None:
         """Raise if this is another thread than that of the loop."""
-        if threading.get_ident() != self._thread:
+        if get_ident() != self._thread:
             raise RuntimeError(
                 f"{what} from another thread than the worker's loop; use anyio.from_thread.run(…) (or run_sync) in a worker thread"
             )
@@ -403,20 +402,20 @@ class DistributedWorker:
     def _open_system(self) -> System:
         """The system, for a call that does not wait."""
         supervisor = self._supervisor
-        if supervisor is None or not supervisor.open:
+        if supervisor is None or not supervisor.open or get_ident() != self._thread:
             self._refuse(supervisor)
-        if threading.get_ident() != self._thread:
-            self.check_thread("a call")
-        assert self._system is not None
-        return self._system
+        return self._system  # type: ignore[return-value]
 
     def _enter(self, what: str) -> System:
         """The system, for a call that waits."""
-        system = self._open_system()
-        refuse_inside_callback(self, what)
-        return system
+        supervisor = self._supervisor
+        if supervisor is None or not supervisor.open or get_ident() != self._thread:
+            self._refuse(supervisor)
+        if INSIDE.get() is not None:
+            refuse_inside_callback(self, what)
+        return self._system  # type: ignore[return-value]
 
-    def _refuse(self, supervisor: Supervisor | None) -> None:
+    def _refuse(self, supervisor: Supervisor | None) -> NoReturn:
         if supervisor is None:
             raise RuntimeError("the worker was not entered; use `async with DistributedWorker(…) as worker`")
         self.check_thread("a call")

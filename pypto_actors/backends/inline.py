@@ -18,8 +18,10 @@ class InlineExecutor(LocalExecutor):
 
     def dispatch(self, message: Dispatch) -> None:
         part = message.plan.parts[message.part]
-        values = self.values(message, part)
-        if values is None:
+        try:
+            values = (self._views or self.views).values(part, message.args, message.scratch, message.plan)
+        except Exception as error:
+            self.unable(message, error)
             return
         answer = execute(message, part, values, self._rank, self._clock, self._desk.post)
         self._desk.post(answer)

@@ -36,14 +36,10 @@ class LocalExecutor:
             views = self._views = Views(self._rank, self._interconnect)
         return views
 
-    def values(self, message: Dispatch, part: Part) -> list[Any] | None:
-        """The values of the part's slots; answers `Failed` and gives `None` where memory is missing."""
-        try:
-            return (self._views or self.views).values(part, message.args, message.scratch, message.plan)
-        except Exception as error:
-            now = self._clock()
-            self._desk.post(Failed(message.run, message.part, self._rank, -1, error, now, now))
-            return None
+    def unable(self, message: Dispatch, error: Exception) -> None:
+        """The values of a part's slots could not be made: memory is missing."""
+        now = self._clock()
+        self._desk.post(Failed(message.run, message.part, self._rank, -1, error, now, now))
 
     def commit(self, message: Commit) -> None:
         now = self._clock()

@@ -85,9 +85,12 @@ class ThreadExecutor(LocalExecutor):
 
     def dispatch(self, message: Dispatch) -> None:
         part = message.plan.parts[message.part]
-        values = self.values(message, part)
-        if values is not None:
-            self._thread.put(_Run(message, part, values, self._rank, self._clock, self._inbox.put))
+        try:
+            values = (self._views or self.views).values(part, message.args, message.scratch, message.plan)
+        except Exception as error:
+            self.unable(message, error)
+            return
+        self._thread.put(_Run(message, part, values, self._rank, self._clock, self._inbox.put))
 
     def copy(self, message: Piece) -> None:
         if size_of(message) < LARGE_COPY:

@@ -1,8 +1,10 @@
 """`SeededLoop`: one ready callback at a time, picked by a seed, to find races that asyncio's fixed order hides.
 
     for seed in range(1000):
-        with asyncio.Runner(loop_factory=functools.partial(SeededLoop, seed)) as runner:
+        with asyncio.Runner(loop_factory=functools.partial(SeededLoop, seed, virtual_time=True)) as runner:
             runner.run(scenario())
+
+Time is real unless `virtual_time=True`, so that it runs every backend; virtual time is for `backend="inline"`.
 
 **What is permuted, and what is not.** Steps of different tasks have no promised order, so any ready task may be next,
 however late it came. asyncio promises that `call_soon` is first in, first out, so all other callbacks (done callbacks,
@@ -49,12 +51,13 @@ class SeededTask(asyncio.Task[Any]):
 
 
 class SeededLoop(NanosecondLoop):
-    """Runs one ready callback a turn, picked by `seed`; in virtual time unless `virtual_time=False`.
+    """Runs one ready callback a turn, picked by `seed`; with `virtual_time=True` in virtual time.
 
-    In virtual time a deadlock is reported as by `VirtualTimeLoop`. `decisions` counts the turns that had a choice.
+    Time is real by default, so that every backend may run on it. In virtual time, which is for `backend="inline"`, a deadlock is
+    reported as by `VirtualTimeLoop`. `decisions` counts the turns that had a choice.
     """
 
-    def __init__(self, seed: int, *, virtual_time: bool = True) -> None:
+    def __init__(self, seed: int, *, virtual_time: bool = False) -> None:
         super().__init__()
         self.seed = seed
         self.virtual_time = virtual_time
