@@ -387,13 +387,14 @@ class Coordinator:
                 self.port.changed(record, before)
             if failure is not None and record.plan is not None and record.state is not RunState.CANCELLED:
                 self.port.failed(record)
+            if before is QUEUED and record.plan is not None:
+                self.port.left()  # after its own end is told: it may let in the next
             record.wake()
 
     def _count_end(self, record: Record, before: RunState) -> None:
         if before is not RUNNING:
             if record.message.deadline is not None:
                 self._timed -= 1
-            self.port.left()
         self.counts.ended(record.state, before is RUNNING)
 
     def _leave(self, record: Record, before: RunState) -> None:

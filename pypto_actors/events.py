@@ -42,7 +42,7 @@ class Changed(Event, frozen=True, gc=False, eq=False):
 
 
 class Routed(Event, frozen=True, gc=False, eq=False):
-    """The coordinator has taken all messages that had come, and handed over whatever could go."""
+    """The coordinator has taken all messages that had come; now it hands over whatever may go."""
 
 
 TraceHook: TypeAlias = Callable[[Event], None]

@@ -146,9 +146,9 @@ class System:
                     else:
                         coordinator.receive(message, record)
                 if coordinator.fresh or coordinator.dirty:
+                    if self.trace is not None:
+                        self.trace(Routed(self.loop.time(), 0))
                     coordinator.route()
-                if self.trace is not None:
-                    self.trace(Routed(self.loop.time(), 0))
                 self._deciding = False
                 if self._calls:
                     self._give_calls()

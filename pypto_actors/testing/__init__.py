@@ -10,7 +10,8 @@
 """
 
 from pypto_actors.testing.deadlock import DeadlockError
+from pypto_actors.testing.replaying import ReplayError, replay
 from pypto_actors.testing.seeded import SeededLoop
 from pypto_actors.testing.virtual_time import VirtualTimeLoop
 
-__all__ = ["DeadlockError", "SeededLoop", "VirtualTimeLoop"]
+__all__ = ["DeadlockError", "ReplayError", "SeededLoop", "VirtualTimeLoop", "replay"]
