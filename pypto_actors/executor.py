@@ -24,6 +24,9 @@ class Desk(Protocol):
     def turn(self) -> None:
         """Let the actors work now; for those who come from outside a turn."""
 
+    def later(self, work: Callable[[], None], /) -> None:
+        """Do `work` in this turn, when what is being done is done."""
+
 
 class Executor(Protocol):
     """Does what one device actor is told, in the order in which it is told. Calls return at once; answers go to the desk, on the loop.

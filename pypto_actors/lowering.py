@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from pypto_actors.plan import Footprint, Part, Plan, PlanFamily, ReadyStep, Slot, Source, Step
-from pypto_actors.recording import RawStep, Recording, Touch, resolve
+from pypto_actors.plan import Footprint, Part, Plan, PlanFamily, ReadyStep, Slot, Source, Step, Sync
+from pypto_actors.steps import RawGang, RawStep, Recording, Touch, resolve, steps_of
 
 Event = tuple[int, int]  # (part, number of its steps that are done)
 
 
 def family_of(recording: Recording) -> PlanFamily:
     """The plans of a recording, one for each rank where its floating steps may begin."""
-    floating = any(isinstance(step.place, tuple) for step in recording.steps)
+    floating = any(isinstance(step.place, tuple) for step in steps_of(recording))
     floating = floating or any(isinstance(scratch.place, tuple) for scratch in recording.scratch)
 
     def lower_at(rank: int, serial: bool) -> Plan:
@@ -28,7 +28,7 @@ def family_of(recording: Recording) -> PlanFamily:
 def _footprints(recording: Recording) -> tuple[Footprint, ...]:
     """What is touched of each argument; touching ranges with the same use are named once."""
     found: dict[tuple[int, int, int], Footprint] = {}
-    for step in recording.steps:
+    for step in steps_of(recording):
         for touch in step.touches:
             if touch.source is Source.ARGUMENT:
                 key = (touch.index, touch.start, touch.stop)
@@ -56,15 +56,15 @@ class _Hazards:
     def __init__(self) -> None:
         self._used: dict[tuple[Source, int], list[tuple[int, Touch]]] = {}
 
-    def enter(self, number: int, touches: Sequence[Touch]) -> set[int]:
-        """The earlier steps that step `number` must come after."""
+    def enter(self, number: int, touches: Sequence[Touch], apart: range) -> set[int]:
+        """The earlier steps that step `number` must come after; those in `apart` are the members of its own gang."""
         before: set[int] = set()
         for touch in touches:
             used = self._used.setdefault((touch.source, touch.index), [])
             kept = []
             for other, known in used:
                 overlaps = known.start < touch.stop and touch.start < known.stop
-                if overlaps and other != number and (known.write or touch.write):
+                if overlaps and other not in apart and (known.write or touch.write):
                     before.add(other)
                 if not (touch.write and touch.start <= known.start and known.stop <= touch.stop):
                     kept.append((other, known))
@@ -74,104 +74,210 @@ class _Hazards:
 
 
 class _PartBuilder:
-    """A part while it grows. `knows` maps each part to how many of its steps are done before this one starts."""
+    """A part while it grows. `clock` maps each part to how many of its entries are done when this one's last entry begins."""
 
-    def __init__(self, index: int, device: int, awaited: set[Event], knows: dict[int, int]) -> None:
+    def __init__(self, index: int, device: int, wave: _Wave) -> None:
         self.index = index
         self.device = device
-        self.awaited = awaited
-        self.knows = knows
-        self.steps: list[RawStep] = []
+        self.wave = wave
+        self.clock = dict(wave.clock)
+        self.entries: list[RawStep | Sync] = []
         self.marks: set[int] = set()
 
-    def may_take(self, before: set[Event]) -> bool:
-        return all(part == self.index or self.knows.get(part, 0) >= done for part, done in before)
+    def knows(self, event: Event) -> bool:
+        part, done = event
+        return part == self.index or self.clock.get(part, 0) >= done
+
+    def add(self, entry: RawStep | Sync) -> Event:
+        self.entries.append(entry)
+        return self.index, len(self.entries)
+
+
+class _Wave:
+    """Parts that await the same events, at most one a device."""
+
+    def __init__(self, number: int, awaited: frozenset[Event], clock: dict[int, int]) -> None:
+        self.number = number
+        self.awaited = awaited
+        self.clock = clock
+        self.parts: dict[int, _PartBuilder] = {}
+
+    def fits(self, devices: Sequence[int], events: set[Event]) -> bool:
+        """Will all `events` have happened when parts on all of `devices` have met?"""
+        met = [self.parts[device] for device in devices if device in self.parts]
+        return all(any(part.knows(event) for part in met) or self.clock.get(event[0], 0) >= event[1] for event in events)
+
+
+class _Lowering:
+    """One recording on its way to a plan."""
+
+    def __init__(self, recording: Recording, rank: int) -> None:
+        self.recording = recording
+        self.rank = rank
+        self.parts: list[_PartBuilder] = []
+        self.waves = [_Wave(0, frozenset(), {})]
+        self.placed: list[Event] = []  # of each step, the event that it is done
+        self.meetings = 0
+        self.barriers = any(step.barrier for step in steps_of(recording))
+        self.fences: dict[int, int] = {}  # device -> its last barrier
+        self.since: dict[int, list[int]] = {}  # device -> its steps since then
+
+    def run(self, serial: bool) -> Plan:
+        hazards = _Hazards()
+        for item in self.recording.steps:
+            members = item.members if isinstance(item, RawGang) else (item,)
+            first = len(self.placed)
+            apart = range(first, first + len(members))
+            before: set[int] = {first - 1} if serial and first else set()
+            for number, member in zip(apart, members, strict=True):
+                if not serial:
+                    before |= hazards.enter(number, member.touches, apart)
+                    before |= self._fenced(number, member)
+            events = {self.placed[other] for other in before}
+            if isinstance(item, RawGang) and len(members) > 1:
+                self._place_gang(item, events)
+            else:
+                self._place(members[0], events)
+        return self._plan()
+
+    def _fenced(self, number: int, step: RawStep) -> set[int]:
+        """The steps that `step` must come after since one of the two is a barrier of their device."""
+        device = self._device(step)
+        if device < 0:
+            return set()
+        before = set(self.since.get(device, ())) if step.barrier else set()
+        if device in self.fences:
+            before.add(self.fences[device])
+        if step.barrier:
+            self.fences[device] = number
+            self.since[device] = []
+        elif self.barriers:
+            self.since.setdefault(device, []).append(number)
+        return before
+
+    def _device(self, step: RawStep) -> int:
+        return -1 if step.place is None else resolve(step.place, self.rank, self.recording.world_size)
+
+    def _place(self, step: RawStep, events: set[Event]) -> None:
+        device = self._device(step)
+        if device >= 0:
+            for wave in self.waves:
+                part = wave.parts.get(device)
+                if part is not None and all(part.knows(event) for event in events):
+                    self.placed.append(part.add(step))
+                    return
+        self.placed.append(self._part(self._wave(events), device).add(step))
+
+    def _place_gang(self, gang: RawGang, events: set[Event]) -> None:
+        devices = [self._device(member) for member in gang.members]
+        wave = next((known for known in self.waves if known.fits(devices, events)), None) or self._wave(events)
+        parts = [self._part(wave, device) for device in devices]
+        self._meet(parts)
+        done = [part.add(member) for part, member in zip(parts, gang.members, strict=True)]
+        if gang.ends_together:
+            done = self._meet(parts)
+        self.placed += done
+
+    def _meet(self, parts: Sequence[_PartBuilder]) -> list[Event]:
+        """All parts wait for each other, and know from here on what each of them knew."""
+        clock: dict[int, int] = {}
+        for part in parts:
+            for other, done in (*part.clock.items(), (part.index, len(part.entries))):
+                clock[other] = max(done, clock.get(other, 0))
+        sync = Sync(self.meetings, len(parts))
+        self.meetings += 1
+        for part in parts:
+            part.clock = dict(clock)
+        return [part.add(sync) for part in parts]
+
+    def _wave(self, events: set[Event]) -> _Wave:
+        """The wave that awaits `events`, without those that others among them imply."""
+        latest: dict[int, int] = {}
+        for index, done in events:
+            latest[index] = max(done, latest.get(index, 0))
+        clock = dict(latest)
+        for index in latest:
+            for other, known in self.parts[index].clock.items():
+                clock[other] = max(known, clock.get(other, 0))
+        awaited = frozenset(
+            (index, done)
+            for index, done in latest.items()
+            if not any(self.parts[other].clock.get(index, 0) >= done for other in latest if other != index)
+        )
+        for wave in self.waves:
+            if wave.awaited == awaited:
+                return wave
+        wave = _Wave(len(self.waves), awaited, clock)
+        self.waves.append(wave)
+        for index, done in awaited:
+            self.parts[index].marks.add(done)
+        return wave
+
+    def _part(self, wave: _Wave, device: int) -> _PartBuilder:
+        part = wave.parts.get(device) if device >= 0 else None
+        if part is None:
+            part = _PartBuilder(len(self.parts), device, wave)
+            self.parts.append(part)
+            if device >= 0:
+                wave.parts[device] = part
+        return part
+
+    def _plan(self) -> Plan:
+        recording = self.recording
+        scratch = tuple(raw.at(self.rank, recording.world_size) for raw in recording.scratch)
+        wakes: dict[Event, list[int]] = {}
+        meeting: dict[int, int] = {}
+        for builder in self.parts:
+            for event in sorted(builder.wave.awaited):
+                wakes.setdefault(event, []).append(builder.index)
+            if any(isinstance(entry, Sync) for entry in builder.entries):
+                meeting[builder.wave.number] = meeting.get(builder.wave.number, 0) + 1
+        parts: list[Part] = []
+        returns = 0
+        for builder in self.parts:
+            parts.append(_finish(builder, wakes, meeting.get(builder.wave.number, 0), returns))
+            returns += parts[-1].callback is not None
+        devices = {part.device for part in parts if part.device >= 0} | {one.device for one in scratch}
+        scratch_bytes: dict[int, int] = {}
+        for one in scratch:
+            scratch_bytes[one.device] = scratch_bytes.get(one.device, 0) + one.nbytes
+        return Plan(
+            recording.program,
+            tuple(parts),
+            tuple(sorted(devices)),
+            parts[0].device if len(parts) == 1 and len(devices) == 1 else -1,
+            tuple(part.index for part in parts if part.needs == 0),
+            scratch,
+            scratch_bytes,
+            returns,
+        )
 
 
 def lower(recording: Recording, rank: int, serial: bool) -> Plan:
     """The plan for a dispatch that begins at `rank`; `serial`: every step waits for the one before it."""
-    world_size = recording.world_size
-    parts: list[_PartBuilder] = []
-    of_device: dict[int, list[_PartBuilder]] = {}
-    placed: list[Event] = []  # of each step, the event that it is done
-    hazards = _Hazards()
-    for number, step in enumerate(recording.steps):
-        before = ({number - 1} if number else set()) if serial else hazards.enter(number, step.touches)
-        events = {placed[other] for other in before}
-        device = -1 if step.place is None else resolve(step.place, rank, world_size)
-        part = None
-        if device >= 0:
-            part = next((known for known in of_device.get(device, ()) if known.may_take(events)), None)
-        if part is None:
-            part = _new_part(parts, device, events)
-            if device >= 0:
-                of_device.setdefault(device, []).append(part)
-        part.steps.append(step)
-        placed.append((part.index, len(part.steps)))
-    return _finish(recording, rank, parts)
+    return _Lowering(recording, rank).run(serial)
 
 
-def _new_part(parts: list[_PartBuilder], device: int, events: set[Event]) -> _PartBuilder:
-    knows: dict[int, int] = {}
-    latest: dict[int, int] = {}
-    for part, done in events:
-        latest[part] = max(done, latest.get(part, 0))
-    for part, done in latest.items():
-        knows[part] = max(done, knows.get(part, 0))
-        for other, known in parts[part].knows.items():
-            knows[other] = max(known, knows.get(other, 0))
-    implied = {
-        part for part, done in latest.items() if any(parts[other].knows.get(part, 0) >= done for other in latest if other != part)
-    }
-    awaited = {(part, done) for part, done in latest.items() if part not in implied}
-    built = _PartBuilder(len(parts), device, awaited, knows)
-    parts.append(built)
-    for part, done in awaited:
-        parts[part].marks.add(done)
-    return built
-
-
-def _finish(recording: Recording, rank: int, builders: list[_PartBuilder]) -> Plan:
-    scratch = tuple(raw.at(rank, recording.world_size) for raw in recording.scratch)
-    wakes: dict[Event, list[int]] = {}
-    for builder in builders:
-        for event in sorted(builder.awaited):
-            wakes.setdefault(event, []).append(builder.index)
-    parts = []
-    returns = 0
-    for builder in builders:
-        events = tuple(sorted(builder.marks | {len(builder.steps)}))
-        slots, steps = _table(builder.steps)
-        callback = builder.steps[0].callback
-        parts.append(
-            Part(
-                builder.index,
-                builder.device,
-                slots,
-                steps,
-                len(builder.awaited),
-                events,
-                tuple(tuple(wakes.get((builder.index, done), ())) for done in events),
-                callback,
-                returns if callback is not None else -1,
-                tuple(_ready(step) for step in steps),
-                _direct(slots),
-            )
-        )
-        returns += callback is not None
-    devices = {part.device for part in parts if part.device >= 0} | {one.device for one in scratch}
-    scratch_bytes: dict[int, int] = {}
-    for one in scratch:
-        scratch_bytes[one.device] = scratch_bytes.get(one.device, 0) + one.nbytes
-    return Plan(
-        recording.program,
-        tuple(parts),
-        tuple(sorted(devices)),
-        parts[0].device if len(parts) == 1 and len(devices) == 1 else -1,
-        tuple(part.index for part in parts if part.needs == 0),
-        scratch,
-        scratch_bytes,
-        returns,
+def _finish(builder: _PartBuilder, wakes: dict[Event, list[int]], meeting: int, returns: int) -> Part:
+    events = tuple(sorted(builder.marks | {len(builder.entries)}))
+    slots, steps = _table(builder.entries)
+    first = builder.entries[0]
+    callback = first.callback if isinstance(first, RawStep) else None
+    meets = any(isinstance(entry, Sync) for entry in builder.entries)
+    return Part(
+        builder.index,
+        builder.device,
+        slots,
+        steps,
+        len(builder.wave.awaited),
+        events,
+        tuple(tuple(wakes.get((builder.index, done), ())) for done in events),
+        callback,
+        returns if callback is not None else -1,
+        tuple(_ready(step) for step in steps),
+        builder.wave.number,
+        meeting if meets else 0,
+        _direct(slots),
     )
 
 
@@ -195,12 +301,15 @@ def _direct(slots: Sequence[Slot]) -> tuple[tuple[int, bool], ...] | None:
     return None
 
 
-def _table(raw: Sequence[RawStep]) -> tuple[tuple[Slot, ...], tuple[Step, ...]]:
+def _table(raw: Sequence[RawStep | Sync]) -> tuple[tuple[Slot, ...], tuple[Step, ...]]:
     """The slots that the steps use, each once, and the steps that point into them."""
     slots: list[Slot] = []
     index: dict[object, int] = {}
     steps = []
     for step in raw:
+        if isinstance(step, Sync):
+            steps.append(Step("meeting", step, ()))
+            continue
         positions = []
         for slot in step.slots:
             key = (slot.source, slot.index, slot.path, slot.writable)

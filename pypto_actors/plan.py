@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from msgspec import Struct
 
+from pypto_actors.errors import InternalError
 from pypto_actors.values import Shape
 
 if TYPE_CHECKING:
@@ -39,6 +40,16 @@ class Slot(Struct, frozen=True):
     value: Any = None
 
 
+class Sync(Struct, frozen=True):
+    """Stands where a function does: here the part waits until `members` devices of the dispatch have come to meeting `number`."""
+
+    number: int
+    members: int
+
+    def __call__(self, *_: Any) -> None:
+        raise InternalError("a meeting of devices is the executor's to hold")
+
+
 class Step(Struct, frozen=True):
     """One call on a device: a kernel, or a copy when `function` is None."""
 
@@ -55,7 +66,8 @@ class Part(Struct, frozen=True):
     """What one actor does in one go.
 
     `events[k]` is the number of steps after which event `k` happens; the last event is the end of the part.
-    `wakes[k]` are the parts that await it. `needs` counts the events that this part awaits.
+    `wakes[k]` are the parts that await it. `needs` counts the events that this part awaits. Parts of one `wave` await the same, and so are
+    sent in one step: devices that meet do so within a wave, and every device gets all waves in one global order.
     """
 
     index: int
@@ -68,6 +80,8 @@ class Part(Struct, frozen=True):
     callback: str | Callable[..., Any] | None = None
     returned: int = -1  # position in `RunResult.returned`
     calls: tuple[ReadyStep, ...] = ()  # the steps, ready to run
+    wave: int = 0
+    meeting: int = 0  # how many parts of the wave meet others; 0: this one meets nobody
     direct: tuple[tuple[int, bool], ...] | None = None  # (argument, written) of each slot, where all are whole arguments
 
 
@@ -78,6 +92,7 @@ class Scratch(Struct, frozen=True):
     shape: Shape
     dtype: np.dtype[Any]
     nbytes: int
+    window: str = ""  # the name of a persistent window: it outlives the dispatch
 
 
 class Footprint(Struct, frozen=True):

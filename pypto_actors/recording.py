@@ -3,69 +3,33 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import Struct
-
+from pypto_actors import collectives
 from pypto_actors.errors import PlacementError, ProgramError, PyptoActorsError
+from pypto_actors.gangs import (
+    add_ref,
+    all_to_all,
+    allgather,
+    allreduce,
+    barrier,
+    broadcast,
+    check_apart,
+    check_members,
+    check_writable,
+    fixed_device,
+    reduce_scatter,
+    step_of,
+)
 from pypto_actors.parameters import Mode, Parameter, hints_of, scalar_of
-from pypto_actors.plan import Path, Scratch, Slot, Source
+from pypto_actors.plan import Slot, Source
 from pypto_actors.program import Kernel, Program
-from pypto_actors.refs import Place, ScalarRef, TensorRef
+from pypto_actors.refs import Place, ScalarRef, StackedRef, TensorRef, WindowRef
+from pypto_actors.steps import Callback, RawGang, RawScratch, RawStep, Recording, Touch
 from pypto_actors.values import Shape
-
-Callback = str | Callable[..., Any]
-
-
-class Touch(Struct, frozen=True):
-    """Bytes that a step uses: of an argument or of scratch, counted as if it were contiguous."""
-
-    source: Source
-    index: int
-    path: Path
-    start: int
-    stop: int
-    write: bool
-
-
-class RawStep(Struct, frozen=True):
-    """One recorded step, its device not yet resolved. `place` is `None` for a host callback."""
-
-    name: str
-    function: Callable[..., Any] | None
-    slots: tuple[Slot, ...]
-    touches: tuple[Touch, ...]
-    place: Place | None
-    callback: Callback | None = None
-
-
-class RawScratch(Struct, frozen=True):
-    """Scratch memory, its device not yet resolved."""
-
-    place: Place
-    shape: Shape
-    dtype: np.dtype[Any]
-
-    def at(self, rank: int, world_size: int) -> Scratch:
-        return Scratch(resolve(self.place, rank, world_size), self.shape, self.dtype, math.prod(self.shape) * self.dtype.itemsize)
-
-
-class Recording(Struct, frozen=True, eq=False):
-    """Everything that a program's function asked for, in order."""
-
-    program: str
-    world_size: int
-    steps: tuple[RawStep, ...]
-    scratch: tuple[RawScratch, ...]
-
-
-def resolve(place: Place, rank: int, world_size: int) -> int:
-    return (rank + place[0]) % world_size if isinstance(place, tuple) else place
-
 
 class Orchestrator:
     """What a program's function records with. Valid while the function runs.
@@ -74,11 +38,21 @@ class Orchestrator:
         world_size: how many devices there are; they are numbered by rank from 0.
     """
 
-    def __init__(self, program: Program, world_size: int, callbacks: Mapping[str, Callable[..., Any]]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        world_size: int,
+        callbacks: Mapping[str, Callable[..., Any]],
+        persistent: bool = False,
+        reset_windows: bool = True,
+    ) -> None:
         self.world_size = world_size
+        self._persistent = persistent
+        self._reset_windows = reset_windows
+        self._windows: dict[str, WindowRef] = {}
         self._program = program
         self._callbacks = callbacks
-        self._steps: list[RawStep] = []
+        self._steps: list[RawStep | RawGang] = []
         self._scratch: list[RawScratch] = []
         self._turn = 0  # round-robin
         self._open = True
@@ -133,12 +107,7 @@ class Orchestrator:
         """Scratch memory on `device` (`None`: where the next step without a device goes), own to each dispatch, freed at its end."""
         self._check_open()
         place: Place = self._rank(device, "scratch") if device is not None else self._floating(self._turn)
-        form, kind = shape_of(shape), np.dtype(dtype)
-        if kind.hasobject:
-            raise ProgramError(f"scratch of dtype {kind} cannot live on a device; use a dtype without Python objects")
-        self._scratch.append(RawScratch(place, form, kind))
-        index = len(self._scratch) - 1
-        return TensorRef(self, f"scratch{index}", form, kind, Source.SCRATCH, index, device=place, writable=True)
+        return self._scratch_ref(f"scratch{len(self._scratch)}", shape_of(shape), np.dtype(dtype), place)
 
     def copy(self, dst: TensorRef, src: TensorRef) -> None:
         """Record a copy, also between devices and between device and host. Shapes and dtypes are equal."""
@@ -149,14 +118,114 @@ class Orchestrator:
             self._check_ref(ref, f"{what} of copy")
         if dst.shape != src.shape or dst.dtype != src.dtype:
             raise ProgramError(f"copy needs equal shapes and dtypes, got {dst!r} and {src!r}")
-        slots: list[Slot] = []
-        touches: list[Touch] = []
-        self._add(slots, touches, dst, True, "dst of copy")
-        self._add(slots, touches, src, False, "src of copy")
+        check_writable(dst, "dst of copy")
         place = dst._device if dst._device is not None else src._device
-        self._steps.append(RawStep("copy", None, tuple(slots), tuple(touches), self._floating(0) if place is None else place))
+        self._steps.append(step_of("copy", None, [(dst, True), (src, False)], self._floating(0) if place is None else place))
+
+    def submit_group(self, kernel: Kernel, args_list: Sequence[Sequence[Any]], devices: Sequence[int]) -> None:
+        """Record a gang: `kernel` with `args_list[i]` on `devices[i]`; it starts on all of them at the same time, or on none.
+
+        Raises:
+            ProgramError: as `submit`; also no members, another number of devices, a device twice, or a member that writes what another
+                member touches.
+            PlacementError: a device tensor lives on another device.
+        """
+        self._check_open()
+        members = [tuple(args) for args in args_list]
+        ranks = [self._rank(device, f"the gang of kernel {_name(kernel)}") for device in devices]
+        if not members or len(members) != len(ranks):
+            raise ProgramError(f"a gang has one or more members and a device for each, got {len(members)} argument lists and devices {ranks}")
+        if len(set(ranks)) != len(ranks):
+            raise ProgramError(f"a gang has one member a device, got devices {ranks}")
+        steps = []
+        for args, rank in zip(members, ranks, strict=True):
+            slots, touches = self._kernel_arguments(kernel, args)
+            self._place([arg for arg in args if isinstance(arg, TensorRef)], rank, f"kernel {kernel.name!r}")
+            steps.append(RawStep(kernel.name, kernel.function, slots, touches, rank))
+        check_apart(steps)
+        self._steps.append(RawGang(tuple(steps), False))
+
+    def window(self, name: str, shape: int | Sequence[int], dtype: npt.DTypeLike, devices: Sequence[int] | None = None) -> WindowRef:
+        """One zeroed buffer on each device (or on `devices`), indexed by rank: `window[rank]`.
+
+        Own to each dispatch; on a worker with `persistent=True` one for each program and name, as long as the worker lives.
+
+        Raises:
+            ProgramError: the name stands for another shape or dtype already, or there is no such device.
+        """
+        self._check_open()
+        form, kind = shape_of(shape), np.dtype(dtype)
+        ranks = range(self.world_size) if devices is None else [self._rank(device, f"window {name!r}") for device in devices]
+        if not isinstance(name, str) or not name:
+            raise ProgramError(f"the name of a window is a str, got {name!r}")
+        known = self._windows.get(name)
+        if known is not None and (known.shape != form or known.dtype != kind):
+            raise ProgramError(f"window {name!r} has shape {known.shape} and dtype {known.dtype}; it cannot be {form} {kind} as well")
+        window = self._windows.setdefault(name, WindowRef(name, form, kind))
+        for rank in ranks:
+            if rank not in window.refs:
+                ref = window.refs[rank] = self._scratch_ref(f"{name}[{rank}]", form, kind, rank, name if self._persistent else "")
+                if self._persistent and self._reset_windows:
+                    step = step_of("clear window", collectives.clear, [(ref, True)], rank)
+                    self._steps.append(step)
+        return window
+
+    def allreduce(self, refs: Sequence[TensorRef], op: str = "sum") -> None:
+        """Reduce over `refs`, one a device and of one shape and dtype, in place: all hold the result. `op`: `sum`, `max`, `min`, `prod`.
+
+        The order of the reduction is that of the ranks, so that floating-point results are always the same.
+        """
+        self._collective(allreduce(self._members(refs, "allreduce"), op))
+
+    def reduce_scatter(self, refs: Sequence[TensorRef], op: str = "sum") -> list[TensorRef]:
+        """Reduce over `refs`; gives chunk `i` of the leading dimension of the result on the device of `refs[i]`, as new scratch."""
+        members = self._members(refs, "reduce_scatter", chunks=True)
+        shape = (members[0].shape[0] // len(members), *members[0].shape[1:])
+        results = [self._scratch_ref(f"chunk of {ref._name}", shape, ref.dtype, fixed_device(ref)) for ref in members]
+        self._collective(reduce_scatter(members, results, op))
+        return results
+
+    def broadcast(self, refs: Sequence[TensorRef], root: int = 0) -> None:
+        """All of `refs` take the values of `refs[root]`, in place."""
+        members = self._members(refs, "broadcast")
+        if isinstance(root, bool) or not isinstance(root, (int, np.integer)) or not 0 <= root < len(members):
+            raise ProgramError(f"the root of broadcast is the index of a ref, 0 … {len(members) - 1}, got {root!r}")
+        self._collective(broadcast(members, int(root)))
+
+    def allgather(self, refs: Sequence[TensorRef]) -> None:
+        """In place: chunk `i` of the leading dimension of all comes from `refs[i]`."""
+        self._collective(allgather(self._members(refs, "allgather", chunks=True)))
+
+    def all_to_all(self, refs: Sequence[TensorRef]) -> None:
+        """In place: chunk `j` of the leading dimension of `refs[i]` becomes chunk `i` of `refs[j]`."""
+        self._collective(all_to_all(self._members(refs, "all_to_all", chunks=True)))
+
+    def barrier(self, devices: Sequence[int] | None = None) -> None:
+        """Later steps on `devices` (default: all) wait for all earlier ones on them."""
+        self._check_open()
+        ranks = sorted({self._rank(device, "barrier") for device in (range(self.world_size) if devices is None else devices)})
+        self._steps.append(barrier(ranks))
 
     # ------------------------------------------------------------------------------------------ arguments
+
+    def _members(self, refs: Sequence[TensorRef], what: str, chunks: bool = False) -> list[TensorRef]:
+        self._check_open()
+        if isinstance(refs, (TensorRef, WindowRef)):
+            refs = list(refs)
+        members = check_members(list(refs), what, chunks)
+        for ref in members:
+            self._check_ref(ref, f"a ref of {what}")
+            check_writable(ref, f"a ref of {what}")
+        return members
+
+    def _collective(self, gang: RawGang) -> None:
+        self._steps.append(gang)
+
+    def _scratch_ref(self, name: str, shape: Shape, dtype: np.dtype[Any], place: Place, window: str = "") -> TensorRef:
+        if dtype.hasobject:
+            raise ProgramError(f"{name} of dtype {dtype} cannot live on a device; use a dtype without Python objects")
+        self._scratch.append(RawScratch(place, shape, dtype, window))
+        return TensorRef(self, name, shape, dtype, Source.SCRATCH, len(self._scratch) - 1, device=place, writable=True)
 
     def _kernel_arguments(self, kernel: Kernel, args: Sequence[Any]) -> tuple[tuple[Slot, ...], tuple[Touch, ...]]:
         if not isinstance(kernel, Kernel):
@@ -198,13 +267,13 @@ class Orchestrator:
         return Slot(Source.CONSTANT, value=value)
 
     def _add(self, slots: list[Slot], touches: list[Touch], ref: TensorRef, write: bool, where: str) -> None:
-        if write and not ref._writable:
-            raise ProgramError(f"{where} is written, but {ref._name!r} is an In parameter of the program; declare it Out or InOut")
-        slots.append(Slot(ref._source, ref._index, ref._path, write))
-        if ref._range[0] < ref._range[1]:
-            touches.append(Touch(ref._source, ref._index, ref._path, *ref._range, write))
+        if write:
+            check_writable(ref, where)
+        add_ref(slots, touches, ref, write)
 
     def _check_ref(self, ref: TensorRef | ScalarRef, where: str) -> None:
+        if isinstance(ref, StackedRef):
+            raise ProgramError(f"{where} is {ref!r}, whose shards live on different devices; pass one of them: {ref._name}[rank]")
         if ref._recording is not self:
             raise ProgramError(f"{where} is {ref!r} of another recording; use the refs that this call of the function got")
 
@@ -317,6 +386,10 @@ def _callback_modes(function: Callable[..., Any], name: str, program: str, args:
         specs = [extra for extra in getattr(hints.get(key), "__metadata__", ()) if hasattr(extra, "mode")]
         modes += [specs[0].mode if specs else None] * count
     return modes
+
+
+def _name(kernel: object) -> str:
+    return repr(getattr(kernel, "name", kernel))
 
 
 def _kind(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
@@ -111,3 +112,47 @@ class ScalarRef:
 
     def __repr__(self) -> str:
         return f"<ScalarRef {self._name}: {self._kind.__name__}>"
+
+
+class StackedRef(TensorRef):
+    """A stacked argument while a program is recorded: `x[rank]` is the shard, which lives on its own device."""
+
+    __slots__ = ("_shards",)
+    _shards: tuple[TensorRef, ...]
+
+    def __getitem__(self, index: SupportsIndex | slice) -> TensorRef:
+        if isinstance(index, slice):
+            raise ProgramError(f"the shards of {self._name!r} live on different devices: there are no partial slices, got {index!r}; take {self._name}[rank]")
+        start, _, _ = leading(self.shape, index)
+        return self._shards[start]
+
+
+class WindowRef:
+    """A window while a program is recorded: `window[rank]` is the buffer on that device.
+
+    Attributes:
+        name, shape, dtype: as they were asked for; the shape is that of each buffer.
+    """
+
+    __slots__ = ("dtype", "name", "refs", "shape")
+
+    def __init__(self, name: str, shape: Shape, dtype: np.dtype[Any]) -> None:
+        self.name = name
+        self.shape = shape
+        self.dtype = dtype
+        self.refs: dict[int, TensorRef] = {}
+
+    def __getitem__(self, rank: SupportsIndex) -> TensorRef:
+        at = operator.index(rank)
+        if at not in self.refs:
+            raise ProgramError(f"window {self.name!r} has no buffer on device {at}; it has some on {sorted(self.refs)}")
+        return self.refs[at]
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    def __iter__(self) -> Iterator[TensorRef]:
+        return iter([self.refs[rank] for rank in sorted(self.refs)])
+
+    def __repr__(self) -> str:
+        return f"<WindowRef {self.name} {self.shape} {self.dtype} on devices {sorted(self.refs)}>"

@@ -16,15 +16,24 @@ MOST_RECORDINGS = 256  # of each program; the least recently used leaves
 class Entry:
     """One registered program: its callbacks, and the recordings of the signatures that were used."""
 
-    __slots__ = ("_callbacks", "_world_size", "active", "has_static", "program", "shown", "signed")
+    __slots__ = ("_callbacks", "_windows", "_world_size", "active", "has_static", "program", "shown", "signed")
 
-    def __init__(self, program: Program, shown: Any, world_size: int, callbacks: Mapping[str, Callable[..., Any]]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        shown: Any,
+        world_size: int,
+        callbacks: Mapping[str, Callable[..., Any]],
+        persistent: bool = False,
+        reset_windows: bool = True,
+    ) -> None:
         self.program = program
         self.shown = shown  # what the user passed: the program, or a compiled one
         self.active = True
         self.has_static = program.has_static
         self._world_size = world_size
         self._callbacks = callbacks
+        self._windows = (persistent, reset_windows)
         self.signed: OrderedDict[tuple[Any, ...], Signed] = OrderedDict()
 
     def sign(self, args: Sequence[Any]) -> Signed:
@@ -33,13 +42,13 @@ class Entry:
         try:
             signed = self.signed[key]
         except KeyError:
-            signed = sign(self.program, args, self._world_size, self._callbacks)
+            signed = sign(self.program, args, self._world_size, self._callbacks, *self._windows)
             self.signed[key] = signed
             if len(self.signed) > MOST_RECORDINGS:
                 self.signed.popitem(last=False)
             return signed
         except TypeError:  # an argument that cannot be hashed is of a wrong kind: the checks say which
-            return sign(self.program, args, self._world_size, self._callbacks)
+            return sign(self.program, args, self._world_size, self._callbacks, *self._windows)
         if len(self.signed) > 1:
             self.signed.move_to_end(key)
         return signed

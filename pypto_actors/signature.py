@@ -14,8 +14,8 @@ from pypto_actors.parameters import ArraySpec, Dimension, Parameter, scalar_of
 from pypto_actors.plan import PlanFamily, Source
 from pypto_actors.program import Program
 from pypto_actors.recording import Orchestrator, record
-from pypto_actors.refs import ScalarRef, TensorRef
-from pypto_actors.values import DeviceTensor, Shape
+from pypto_actors.refs import ScalarRef, StackedRef, TensorRef
+from pypto_actors.values import DeviceTensor, Shape, StackedDeviceTensor
 
 
 class Signed(Struct, frozen=True, eq=False):
@@ -24,7 +24,8 @@ class Signed(Struct, frozen=True, eq=False):
     plans: PlanFamily
     count: int  # parameters
     rank: int  # where the device tensors are, -1: there are none, or the plans do not float
-    tensors: tuple[int, ...]  # positions of device tensors
+    tensors: tuple[int, ...]  # positions of device tensors, the shards of stacked ones after all parameters
+    stacked: tuple[int, ...]  # positions of stacked tensors
     writable: tuple[int, ...]  # positions of host arrays that are written
     scalars: tuple[tuple[int, type], ...]  # positions of scalars that each call brings
     outputs: tuple[tuple[int, Shape, np.dtype[Any]], ...]  # return style: what is allocated for the caller
@@ -38,6 +39,8 @@ def sign_one(value: Any) -> Any:
     """What a plan depends on of one argument that is not a device tensor and not static."""
     if isinstance(value, np.ndarray):
         return (-1, value.shape, value.dtype)
+    if type(value) is StackedDeviceTensor:
+        return value.signature
     return type(value)
 
 
@@ -58,7 +61,14 @@ def given_positions(program: Program, count: int) -> tuple[int, ...]:
     return program.inputs if count == len(program.inputs) else ()
 
 
-def sign(program: Program, args: Sequence[Any], world_size: int, callbacks: Mapping[str, Callable[..., Any]]) -> Signed:
+def sign(
+    program: Program,
+    args: Sequence[Any],
+    world_size: int,
+    callbacks: Mapping[str, Callable[..., Any]],
+    persistent: bool = False,
+    reset_windows: bool = True,
+) -> Signed:
     """Check every argument and record the program for them. Raises what is wrong, with what came and what was expected."""
     params = program.params
     positions = given_positions(program, len(args))
@@ -79,21 +89,18 @@ def sign(program: Program, args: Sequence[Any], world_size: int, callbacks: Mapp
         shapes[position], dtypes[position] = shape, dtype
         outputs.append((position, shape, dtype))
     placed = {position: arg.device for position, arg in zip(positions, args, strict=True) if isinstance(arg, DeviceTensor)}
+    stacked = {position: arg for position, arg in zip(positions, args, strict=True) if isinstance(arg, StackedDeviceTensor)}
     values = dict(zip(positions, args, strict=True))
-    orchestrator = Orchestrator(program, world_size, callbacks)
+    orchestrator = Orchestrator(program, world_size, callbacks, persistent, reset_windows)
     refs: list[Any] = []
+    shards = len(params)
     for position, parameter in enumerate(params):
         if parameter.array is not None:
-            ref = TensorRef(
-                orchestrator,
-                parameter.name,
-                shapes[position],
-                dtypes[position],
-                Source.ARGUMENT,
-                position,
-                device=placed.get(position),
-                writable=parameter.writes,
-            )
+            ref = _ref(orchestrator, parameter, shapes[position], dtypes[position], position, placed.get(position))
+            if position in stacked:
+                ref = _stacked_ref(orchestrator, parameter, stacked[position], position, shards)
+                placed.update(enumerate(stacked[position].devices, shards))
+                shards += len(stacked[position])
             refs.append(ref)
         elif parameter.static:
             assert parameter.scalar is not None
@@ -102,13 +109,14 @@ def sign(program: Program, args: Sequence[Any], world_size: int, callbacks: Mapp
             assert parameter.scalar is not None
             refs.append(ScalarRef(orchestrator, parameter.name, parameter.scalar, position))
     plans = family_of(record(program, refs, world_size, orchestrator))
-    whole = _whole(plans, outputs, params)
+    whole = None if stacked else _whole(plans, outputs, params)
     return Signed(
         plans=plans,
         count=len(params),
         rank=next(iter(placed.values()), -1) if plans.floating else -1,
         tensors=tuple(sorted(placed)),
-        writable=tuple(p for p in positions if params[p].writes and p not in placed),
+        stacked=tuple(stacked),
+        writable=tuple(p for p in positions if params[p].writes and p not in placed and p not in stacked),
         scalars=tuple((p, kind) for p in positions if (kind := params[p].scalar) is not None),
         outputs=tuple(outputs),
         multiple=len(plans.at(0).parts) > 1,
@@ -116,6 +124,26 @@ def sign(program: Program, args: Sequence[Any], world_size: int, callbacks: Mapp
         resident=whole if len(placed) == len(params) else None,
         given=positions,
     )
+
+
+def _ref(orchestrator: Orchestrator, parameter: Parameter, shape: Shape, dtype: np.dtype[Any], index: int, device: int | None) -> TensorRef:
+    return TensorRef(
+        orchestrator, parameter.name, shape, dtype, Source.ARGUMENT, index, device=device, writable=parameter.writes
+    )
+
+
+def _stacked_ref(orchestrator: Orchestrator, parameter: Parameter, tensor: StackedDeviceTensor, position: int, first: int) -> StackedRef:
+    """The ref of a stacked argument; its shards are arguments of their own, after all parameters."""
+    ref = StackedRef(
+        orchestrator, parameter.name, tensor.shape, tensor.dtype, Source.ARGUMENT, position, device=None, writable=parameter.writes
+    )
+    shards = []
+    for index, shard in enumerate(tensor.shards):
+        one = _ref(orchestrator, parameter, shard.shape, shard.dtype, first + index, shard.device)
+        one._name = f"{parameter.name}[{index}]"
+        shards.append(one)
+    ref._shards = tuple(shards)
+    return ref
 
 
 def check_one(program: Program, position: int, arg: Any) -> None:
@@ -148,7 +176,7 @@ def _check_scalar(program: Program, parameter: Parameter, arg: Any) -> None:
 
 def _check_array(program: Program, parameter: Parameter, arg: Any, bound: dict[str, tuple[int, str]]) -> tuple[Shape, np.dtype[Any]]:
     where = _where(program, parameter)
-    if not isinstance(arg, (np.ndarray, DeviceTensor)):
+    if not isinstance(arg, (np.ndarray, DeviceTensor, StackedDeviceTensor)):
         hint = "; make it an array first: numpy.asarray(…)" if isinstance(arg, (list, tuple, int, float)) else ""
         raise ArgumentTypeError(f"{where} takes a numpy array or a DeviceTensor, got {_came(arg)}{hint}")
     spec = parameter.array

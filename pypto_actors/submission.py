@@ -132,11 +132,14 @@ def _prepare(entry: Entry, signed: Signed, given: Sequence[Any], tensors: Tensor
         outputs = tuple([np.zeros(shape, dtype) for _, shape, dtype in signed.outputs])
         for (position, _, _), output in zip(signed.outputs, outputs, strict=True):
             args.insert(position, output)
+    for position in signed.stacked:
+        args += args[position].shards
     params = entry.program.params
     alive = tensors.alive
     for position in signed.tensors:
         if args[position].allocation not in alive:
-            tensors.check(args[position], f"parameter {params[position].name!r} of program {entry.program.name!r}")
+            name = params[position].name if position < len(params) else "shard"
+            tensors.check(args[position], f"parameter {name!r} of program {entry.program.name!r}")
     for position in signed.writable:
         if not args[position].flags.writeable:
             raise ArgumentValueError(
@@ -335,7 +338,7 @@ class Waiting:
             return UnknownProgramError(f"program {entry.program.name!r} was unregistered while the call waited for room")
         for position in self.call.signed.tensors:
             try:
-                self._tensors.check(self.call.args[position], f"parameter {entry.program.params[position].name!r}")
+                self._tensors.check(self.call.args[position], f"an argument of program {entry.program.name!r}")
             except StaleTensorError as error:
                 return error
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pypto_actors.coordinator import NEVER, Coordinator, Settings
 from pypto_actors.device import DeviceActor
@@ -42,6 +42,7 @@ class System:
         self.mail: deque[Envelope] = deque()
         self.crashed: BaseException | None = None
         self._busy: deque[DeviceActor] = deque()  # devices with mail
+        self._later: deque[Callable[[], None]] = deque()
         self._calls: deque[Call] = deque()  # the host actor's mail
         self._scheduled = False
         self._deciding = False  # is the coordinator at work?
@@ -109,6 +110,10 @@ class System:
         else:
             self._unasked_more += 1
 
+    def later(self, work: Callable[[], None]) -> None:
+        """Do `work` in this turn, when what is being done is done (called by executors)."""
+        self._later.append(work)
+
     # ------------------------------------------------------------------------------------------ turns
 
     def flush(self) -> None:
@@ -129,7 +134,7 @@ class System:
         if self.crashed is not None:
             self._fail_mail()
             return
-        coordinator, mail, busy = self.coordinator, self.mail, self._busy
+        coordinator, mail, busy, later = self.coordinator, self.mail, self._busy, self._later
         budget = TURN
         try:
             if coordinator.deadlines:
@@ -160,6 +165,8 @@ class System:
                         budget -= 1
                         actor.receive(waiting.popleft())
                     busy.popleft()
+                    while later:
+                        later.popleft()()
                 if not mail or budget <= 0:
                     break
             if coordinator.deadlines:
@@ -168,7 +175,7 @@ class System:
             self._crash(error)
         finally:
             self._deciding = False
-            if mail or busy or self._calls:
+            if mail or busy or later or self._calls:
                 self._schedule()
 
     def _schedule(self) -> None:

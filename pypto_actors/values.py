@@ -99,6 +99,11 @@ class StackedDeviceTensor(Struct, frozen=True, cache_hash=True, gc=False):
     dtype: np.dtype[Any]
 
     @property
+    def signature(self) -> tuple[object, ...]:
+        """What a plan may depend on of the tensor as an argument."""
+        return (self.devices, self.shape, self.dtype)
+
+    @property
     def devices(self) -> tuple[int, ...]:
         return tuple(shard.device for shard in self.shards)
 

@@ -3,30 +3,86 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
 
-from pypto_actors.backends.local import LocalExecutor, execute
+from pypto_actors.backends.local import Clock, LocalExecutor, execute, stepping
 from pypto_actors.backends.memory import Interconnect
-from pypto_actors.executor import Desk, Executor, clock_of
+from pypto_actors.backends.rendezvous import Deserted
+from pypto_actors.executor import Answer, Desk, Executor, clock_of
 from pypto_actors.messages import Dispatch, Failed, Piece
+from pypto_actors.plan import Sync
 
 
 class InlineExecutor(LocalExecutor):
-    """Kernels and copies run where they are asked for."""
+    """Kernels and copies run where they are asked for. A part that waits for other devices is kept, and what comes after it as well."""
 
-    __slots__ = ()
+    __slots__ = ("_kept", "_waiting")
+
+    def __init__(self, rank: int, interconnect: Interconnect, desk: Desk, clock: Clock) -> None:
+        super().__init__(rank, interconnect, desk, clock)
+        self._kept: tuple[Dispatch, Generator[Sync, None, Answer]] | None = None  # the part that waits for others
+        self._waiting: deque[Dispatch] | None = None  # behind it
 
     def dispatch(self, message: Dispatch) -> None:
+        if self._kept is not None:
+            if self._waiting is None:
+                self._waiting = deque()
+            self._waiting.append(message)
+            return
         part = message.plan.parts[message.part]
         try:
             values = (self._views or self.views).values(part, message.args, message.scratch, message.plan)
         except Exception as error:
             self.unable(message, error)
             return
-        answer = execute(message, part, values, self._rank, self._clock, self._desk.post)
+        if part.meeting or len(part.events) > 1:
+            self._go_on(message, stepping(message, part, values, self._rank, self._clock, self._desk.post))
+            return
+        self._answer(execute(message, part, values, self._rank, self._clock))
+
+    def _answer(self, answer: Answer) -> None:
         self._desk.post(answer)
         if type(answer) is Failed and isinstance(answer.error, KeyboardInterrupt):
             raise answer.error  # the user's, who must be heard; the dispatch has its outcome already
+
+    def _go_on(self, message: Dispatch, steps: Generator[Sync, None, Answer]) -> None:
+        """Run a part until it ends, or has to wait."""
+        part = message.plan.parts[message.part]
+        key = (message.run, part.wave)
+        rendezvous = self._interconnect.rendezvous
+        try:
+            sync = next(steps)
+            while True:
+                self._kept = (message, steps)
+                try:
+                    if not rendezvous.come(key, sync.number, sync.members, self._resume):
+                        return
+                    sync = next(steps)
+                except Deserted as error:
+                    sync = steps.throw(error)
+        except StopIteration as end:
+            self._kept = None
+            self._answer(self.over(message, end.value))
+
+    def _resume(self) -> None:
+        """All have come, or somebody will not. The others are at work: this device's turn comes next."""
+        self._desk.later(self._continue)
+
+    def _continue(self) -> None:
+        assert self._kept is not None
+        message, steps = self._kept
+        part = message.plan.parts[message.part]
+        self._kept = None
+        if self._interconnect.rendezvous.deserted((message.run, part.wave)):
+            try:
+                steps.throw(Deserted())
+            except StopIteration as end:
+                self._answer(self.over(message, end.value))
+        else:
+            self._go_on(message, steps)
+        while self._kept is None and self._waiting:
+            self.dispatch(self._waiting.popleft())
 
     def copy(self, message: Piece) -> None:
         self._desk.post(self.copied(message))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,7 +11,7 @@ from pypto_actors.backends.memory import Interconnect, Views
 from pypto_actors.errors import InternalError
 from pypto_actors.executor import Answer, Desk
 from pypto_actors.messages import Commit, Completed, Dispatch, Failed, Piece, Reached, Read, Release, Transfer, Write
-from pypto_actors.plan import Part, Plan, Slot
+from pypto_actors.plan import Part, Plan, Slot, Sync
 from pypto_actors.values import DeviceTensor
 
 Clock: TypeAlias = Callable[[], float]
@@ -39,7 +39,14 @@ class LocalExecutor:
     def unable(self, message: Dispatch, error: Exception) -> None:
         """The values of a part's slots could not be made: memory is missing."""
         now = self._clock()
-        self._desk.post(Failed(message.run, message.part, self._rank, -1, error, now, now))
+        self._desk.post(self.over(message, Failed(message.run, message.part, self._rank, -1, error, now, now)))
+
+    def over(self, message: Dispatch, answer: Answer) -> Answer:
+        """A part has ended; if it meets others, they learn of it."""
+        part = message.plan.parts[message.part]
+        if part.meeting:
+            self._interconnect.rendezvous.leave((message.run, part.wave), part.meeting, type(answer) is Failed)
+        return answer
 
     def commit(self, message: Commit) -> None:
         now = self._clock()
@@ -74,22 +81,34 @@ class LocalExecutor:
         return self._interconnect.array(value) if type(value) is DeviceTensor else value
 
 
-def execute(message: Dispatch, part: Part, values: Sequence[Any], rank: int, clock: Clock, post: Callable[[Answer], None]) -> Answer:
-    """Run the steps of a part, one after another; where it stops, it says at which step."""
+def execute(message: Dispatch, part: Part, values: Sequence[Any], rank: int, clock: Clock) -> Answer:
+    """Run the steps of a part that nobody awaits in between and that meets nobody; where it stops, it says at which step."""
     started = clock()
     number = 0
-    events = part.events
     try:
-        if len(events) == 1:
-            for number, (function, pick) in enumerate(part.calls):
+        for number, (function, pick) in enumerate(part.calls):
+            function(*pick(values))
+    except BaseException as error:
+        return Failed(message.run, message.part, rank, number, error, started, clock())
+    return Completed(message.run, message.part, rank, started, clock())
+
+
+def stepping(
+    message: Dispatch, part: Part, values: Sequence[Any], rank: int, clock: Clock, post: Callable[[Answer], None]
+) -> Generator[Sync, None, Answer]:
+    """The same for any part: it yields where other devices must come, and posts the events that others await."""
+    started = clock()
+    number, event = 0, 0
+    last = len(part.events) - 1
+    try:
+        for number, (function, pick) in enumerate(part.calls):
+            if type(function) is Sync:
+                yield function
+            else:
                 function(*pick(values))
-        else:
-            event = 0
-            for number, (function, pick) in enumerate(part.calls):
-                function(*pick(values))
-                if number + 1 == events[event] and event < len(events) - 1:
-                    post(Reached(message.run, message.part, event, clock()))
-                    event += 1
+            if number + 1 == part.events[event] and event < last:
+                post(Reached(message.run, message.part, event, clock()))
+                event += 1
     except BaseException as error:
         return Failed(message.run, message.part, rank, number, error, started, clock())
     return Completed(message.run, message.part, rank, started, clock())

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pypto_actors.backends.rendezvous import Rendezvous
 from pypto_actors.errors import InternalError
 from pypto_actors.executor import read_only
 from pypto_actors.plan import Part, Path, Plan, Slot, Source
@@ -18,14 +19,16 @@ MOST_VIEWS = 4096  # kept of one device; enough for a KV cache's pages
 
 
 class Interconnect:
-    """Which buffer each allocation has, over all devices of a backend."""
+    """Which buffer each allocation has, over all devices of a backend; and where the devices meet."""
 
     def __init__(self) -> None:
         self.buffers: dict[int, Array] = {}
+        self.rendezvous = Rendezvous()
 
     def commit(self, allocation: int, nbytes: int) -> None:
-        # calloc: pages are committed when they are touched
-        self.buffers[allocation] = np.zeros(nbytes, np.uint8)
+        """Zeroed memory. Scratch may be there already: a device of its dispatch has asked for it before its own has heard of it."""
+        if allocation not in self.buffers:
+            self.buffers[allocation] = np.zeros(nbytes, np.uint8)  # calloc: pages are committed when they are touched
 
     def release(self, allocation: int) -> None:
         self.buffers.pop(allocation, None)
@@ -98,6 +101,7 @@ class Views:
         if source is Source.CONSTANT:
             return slot.value
         form = plan.scratch[slot.index]
+        self.interconnect.commit(scratch[slot.index], form.nbytes)
         whole = DeviceTensor.of(form.device, form.shape, form.dtype, scratch[slot.index])
         array = sliced(self.interconnect.array(whole), slot.path)
         return array if slot.writable else read_only(array)

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
-from pypto_actors.backends.local import Clock, LocalExecutor, execute, size_of
+from pypto_actors.backends.local import Clock, LocalExecutor, execute, size_of, stepping
 from pypto_actors.backends.memory import Interconnect
+from pypto_actors.backends.rendezvous import Deserted, Key
 from pypto_actors.executor import Answer, Desk, Executor, clock_of
 from pypto_actors.messages import Dispatch, Piece
-from pypto_actors.plan import Part
+from pypto_actors.plan import Part, Sync
 
 LARGE_COPY = 1 << 17  # bytes; from here on a copy takes longer than the way to a thread and back
 Work: TypeAlias = Callable[[], Any]
@@ -90,7 +91,21 @@ class ThreadExecutor(LocalExecutor):
         except Exception as error:
             self.unable(message, error)
             return
-        self._thread.put(_Run(message, part, values, self._rank, self._clock, self._inbox.put))
+        self._thread.put(_Run(self, message, part, values, self._rank, self._clock))
+
+    def answer(self, answer: Answer) -> None:
+        """From the device's thread: hand an answer in on the loop."""
+        self._inbox.put(answer)
+
+    def meet(self, key: Key, sync: Sync) -> None:
+        """From the device's thread: wait until all devices of the meeting have come; raises `Deserted` if one will not."""
+        rendezvous = self._interconnect.rendezvous
+        gate = threading.Lock()
+        gate.acquire()
+        if not rendezvous.come(key, sync.number, sync.members, gate.release):
+            gate.acquire()
+            if rendezvous.deserted(key):
+                raise Deserted
 
     def copy(self, message: Piece) -> None:
         if size_of(message) < LARGE_COPY:
@@ -110,18 +125,38 @@ class ThreadExecutor(LocalExecutor):
 class _Run:
     """One part on its way through a device's thread."""
 
-    __slots__ = ("clock", "message", "part", "post", "rank", "values")
+    __slots__ = ("_clock", "_executor", "_message", "_part", "_rank", "_values")
 
-    def __init__(self, message: Dispatch, part: Part, values: list[Any], rank: int, clock: Clock, post: Callable[[Answer], None]) -> None:
-        self.message = message
-        self.part = part
-        self.values = values
-        self.rank = rank
-        self.clock = clock
-        self.post = post
+    def __init__(self, executor: ThreadExecutor, message: Dispatch, part: Part, values: list[Any], rank: int, clock: Clock) -> None:
+        self._executor = executor
+        self._message = message
+        self._part = part
+        self._values = values
+        self._rank = rank
+        self._clock = clock
 
     def __call__(self) -> None:
-        self.post(execute(self.message, self.part, self.values, self.rank, self.clock, self.post))
+        message, part = self._message, self._part
+        if part.meeting or len(part.events) > 1:
+            self._executor.answer(self._executor.over(message, self._step()))
+        else:
+            self._executor.answer(execute(message, part, self._values, self._rank, self._clock))
+
+    def _step(self) -> Answer:
+        message, part = self._message, self._part
+        steps = stepping(message, part, self._values, self._rank, self._clock, self._executor.answer)
+        try:
+            sync = next(steps)
+            while True:
+                try:
+                    self._executor.meet((message.run, part.wave), sync)
+                except Deserted as error:
+                    sync = steps.throw(error)
+                else:
+                    sync = next(steps)
+        except StopIteration as end:
+            answer: Answer = end.value
+            return answer
 
 
 class ThreadBackend:

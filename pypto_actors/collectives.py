@@ -1,0 +1,84 @@
+"""What each member of a collective computes, between a meeting of all members before and one after. numpy only; no state.
+
+Every member does its own share for all (a reduce-scatter and an all-gather in one where memory is shared), always from rank 0 upwards, so that
+floating-point results are the same in each run and on each backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Operation = Callable[..., Any]
+
+OPERATIONS: dict[str, Operation] = {"sum": np.add, "max": np.maximum, "min": np.minimum, "prod": np.multiply}
+BLOCK = 1 << 16  # bytes of each member that are worked on at a time: they stay in the cache
+
+
+def allreduce(member: int, operation: str, *refs: Array) -> None:
+    """Reduce the member's share of the elements and give it to all."""
+    reduce_into = OPERATIONS[operation]
+    flat = [ref.reshape(-1) for ref in refs]
+    start, stop = _share(flat[0].size, member, len(flat))
+    step = max(1, BLOCK // flat[0].itemsize)
+    for begin in range(start, stop, step):
+        end = min(begin + step, stop)
+        total = flat[0][begin:end]
+        for other in flat[1:]:
+            reduce_into(total, other[begin:end], out=total)
+        for other in flat[1:]:
+            other[begin:end] = total
+
+
+def reduce_scatter(member: int, operation: str, result: Array, *refs: Array) -> None:
+    """Reduce chunk `member` of the leading dimension into `result`."""
+    reduce_into = OPERATIONS[operation]
+    chunk = refs[0].shape[0] // len(refs)
+    mine = slice(member * chunk, (member + 1) * chunk)
+    result[...] = refs[0][mine]
+    for other in refs[1:]:
+        reduce_into(result, other[mine], out=result)
+
+
+def broadcast(root: Array, ref: Array) -> None:
+    """Take the root's values."""
+    ref[...] = root
+
+
+def allgather(member: int, *refs: Array) -> None:
+    """Take chunk `i` of the leading dimension from `refs[i]`."""
+    chunk = refs[0].shape[0] // len(refs)
+    for index, other in enumerate(refs):
+        if index != member:
+            part = slice(index * chunk, (index + 1) * chunk)
+            refs[member][part] = other[part]
+
+
+def all_to_all(member: int, *refs: Array) -> None:
+    """Exchange chunk `j` of the member with chunk `member` of `refs[j]`, for the pairs that are the member's to do."""
+    count = len(refs)
+    chunk = refs[0].shape[0] // count
+    for index in range(count):
+        # each pair is done once, and every member does about as many
+        if index == member or (index > member) != ((index + member) % 2 == 0):
+            continue
+        mine, other = refs[member][index * chunk : (index + 1) * chunk], refs[index][member * chunk : (member + 1) * chunk]
+        kept = mine.copy()
+        mine[...] = other
+        other[...] = kept
+
+
+def stay(*_: Array) -> None:
+    """Only be there: the root of a broadcast, a member of a barrier."""
+
+
+def clear(array: Array) -> None:
+    """Zero a window that outlives its dispatch."""
+    array[...] = 0
+
+
+def _share(size: int, member: int, count: int) -> tuple[int, int]:
+    return size * member // count, size * (member + 1) // count
