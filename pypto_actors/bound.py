@@ -9,7 +9,8 @@ from pypto_actors.errors import ArgumentTypeError
 from pypto_actors.handle import DistributedRunHandle, RunResult
 from pypto_actors.registry import Entry
 from pypto_actors.signature import check_one
-from pypto_actors.submission import PLAIN, Options, Prepared, Tensors, prepare
+from pypto_actors.submission import PLAIN, Options, Prepared, prepare
+from pypto_actors.tensors import Tensors
 
 if TYPE_CHECKING:
     from pypto_actors.system import System
@@ -19,7 +20,7 @@ class Owner(Protocol):
     """What a bound program needs of its worker."""
 
     def _enter(self, what: str) -> System: ...
-    def _open_system(self) -> System: ...
+    def open_system(self) -> System: ...
     def _checked(self, device: int | None, priority: int, deadline: float | None, after: Iterable[DistributedRunHandle]) -> Options: ...
     async def _run_prepared(self, system: System, call: Prepared, options: Options) -> RunResult: ...
     async def _submit_prepared(self, system: System, call: Prepared, options: Options) -> DistributedRunHandle: ...
@@ -102,7 +103,7 @@ class BoundProgram:
         after: Iterable[DistributedRunHandle] = (),
     ) -> DistributedRunHandle:
         """`submit_nowait` with the fixed arguments and `rest`."""
-        system = self._worker._open_system()
+        system = self._worker.open_system()
         options = self._worker._checked(device, priority, deadline, after)
         return self._worker._submit_prepared_nowait(system, self._call(rest), options)
 

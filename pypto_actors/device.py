@@ -23,6 +23,8 @@ class DeviceActor:
         return f"<DeviceActor {self.rank}: {len(self.mail or ())} messages waiting>"
 
     def receive(self, message: ToDevice) -> None:
+        if self.executor.dead:
+            return  # what it was to do has failed already
         match message:
             case Dispatch():
                 self.executor.dispatch(message)

@@ -24,6 +24,9 @@ class Desk(Protocol):
     def turn(self) -> None:
         """Let the actors work now; for those who come from outside a turn."""
 
+    def died(self, rank: int, reason: str, /) -> None:
+        """A device has died; it answers nothing any more."""
+
     def later(self, work: Callable[[], None], /) -> None:
         """Do `work` in this turn, when what is being done is done."""
 
@@ -31,8 +34,12 @@ class Desk(Protocol):
 class Executor(Protocol):
     """Does what one device actor is told, in the order in which it is told. Calls return at once; answers go to the desk, on the loop.
 
+    `dead`: it answers nothing any more.
+
     Copies may overtake dispatches: the coordinator sends only what has nothing in common with anything unfinished.
     """
+
+    dead: bool
 
     def dispatch(self, message: Dispatch) -> None: ...
 
@@ -41,6 +48,9 @@ class Executor(Protocol):
     def release(self, message: Release) -> None: ...
 
     def copy(self, message: Piece) -> None: ...
+
+    def kill(self, reason: str) -> None:
+        """Die, as hardware would; tell the desk."""
 
     def window(self, slot: Slot, args: Sequence[Any], scratch: Sequence[int], plan: Plan) -> Any:
         """The value of a slot as a host callback sees it: an array of this device's memory, a host array, or a scalar."""
@@ -55,6 +65,9 @@ class Backend(Protocol):
 
     async def start(self, ranks: Sequence[int], desk: Desk, loop: asyncio.AbstractEventLoop) -> Sequence[Executor]:
         """Start one executor a rank; raises the original error with nothing left behind."""
+
+    async def restart(self, rank: int) -> Executor:
+        """Start one device again, empty, after it has died."""
 
     async def stop(self) -> None:
         """End them all; returns when nothing of them is left. Called once, after the last answer."""

@@ -70,3 +70,19 @@ def raised(message: Failed, record: Record) -> Failure:
         {"program": plan.program, "kernel": kernel, "device": message.device},
         error,
     )
+
+
+def raised_by_several(record: Record) -> Failure | None:
+    """The failure of a gang of which several members raised: their originals in one group. `None` where there was only one."""
+    messages = [message for message in record.raised or () if message.step >= 0 and not message.deserted]
+    plan = record.plan
+    if plan is None or not messages:
+        return None
+    messages.sort(key=lambda message: message.device)
+    if len(messages) == 1:
+        return raised(messages[0], record)
+    errors = [message.error for message in messages]
+    text = f"{len(messages)} members of program {plan.program!r} raised, on devices {[message.device for message in messages]}: {errors[0]!r}, …"
+    group = BaseExceptionGroup(text, errors)
+    kernel = plan.parts[messages[0].part].steps[messages[0].step].name
+    return Failure(KernelError, text, {"program": plan.program, "kernel": kernel, "device": messages[0].device}, group)

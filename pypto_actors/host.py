@@ -43,7 +43,7 @@ class HostActor:
     ) -> None:
         self._worker = worker
         self._loop = loop
-        self._executors = executors
+        self.executors = list(executors)
         self._post = post
         self._run_in_thread = run_in_thread
         self._named = named
@@ -83,7 +83,7 @@ class HostActor:
             device = message.args[slot.index].device
         elif slot.source is Source.SCRATCH:
             device = message.plan.scratch[slot.index].device
-        return self._executors[device].window(slot, message.args, message.scratch, message.plan)
+        return self.executors[device].window(slot, message.args, message.scratch, message.plan)
 
     def _run(self, message: Call, function: Callable[..., Any], arguments: list[Any], inside: Inside) -> Answer:
         started = self._loop.time()

@@ -105,6 +105,7 @@ class Record(Struct, eq=False, dict=False, weakref=True):
     worker: Any = None  # of a handle: whose it is
     state: RunState = _QUEUED
     failure: Failure | None = None
+    raised: Any = None  # the `Failed` messages of its parts
     asked: bool = False  # has anybody been told of the failure?
     waiters: Any = None  # None, one waiter, or a list of them
     # hazards
@@ -124,6 +125,7 @@ class Record(Struct, eq=False, dict=False, weakref=True):
     # execution
     pending: Any = None  # of each part, how many events it still awaits
     parts: int = 0  # parts sent and not answered
+    at: Any = None  # how many of them at each device, where there are several parts
     unsent: int = 0
     scratch: tuple[int, ...] = ()
     returned: Any = None

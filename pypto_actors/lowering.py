@@ -250,6 +250,7 @@ class _Lowering:
             scratch,
             scratch_bytes,
             returns,
+            any(one.window for one in scratch),
         )
 
 

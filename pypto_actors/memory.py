@@ -14,8 +14,9 @@ from pypto_actors.errors import ArgumentTypeError, ArgumentValueError, InternalE
 from pypto_actors.lifecycle import Record, RunState
 from pypto_actors.messages import Allocate, Cancel, Copy, Free, Piece, Read, Transfer, Write
 from pypto_actors.recording import shape_of
-from pypto_actors.submission import Counter, Tensors, host_access, rank_of, tensors_of
+from pypto_actors.submission import Counter, host_access, rank_of
 from pypto_actors.system import System
+from pypto_actors.tensors import Tensors, tensors_of
 from pypto_actors.values import Access, DeviceTensor, StackedDeviceTensor
 
 Array = np.ndarray[Any, Any]

@@ -141,6 +141,22 @@ class Failed(Message, frozen=True, tag=True, eq=False, gc=False):
     error: BaseException
     started: float
     finished: float
+    deserted: bool = False  # it only stopped since another member of its gang will not come
+
+
+class Died(Message, frozen=True, tag=True, eq=False, gc=False):
+    """A device has died, and all that it held with it."""
+
+    device: int
+    reason: str
+    at: float
+
+
+class Restarted(Message, frozen=True, tag=True, eq=False, gc=False):
+    """A device that had died is there again, empty."""
+
+    device: int
+    at: float
 
 
 # ------------------------------------------------------------------------------------------ to a device
@@ -227,6 +243,8 @@ ToCoordinator: TypeAlias = (
     | Completed
     | Reached
     | Failed
+    | Died
+    | Restarted
 )
 ToDevice: TypeAlias = Dispatch | Commit | Release | Write | Read | Transfer
 ToHost: TypeAlias = Call

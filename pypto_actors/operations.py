@@ -5,13 +5,14 @@ They pass through the same hazards as dispatches, but through no queue: a copy w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Protocol, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeAlias, assert_never
 
 from pypto_actors.hazards import Hazards
+from pypto_actors.health import Health
 from pypto_actors.ledger import Ledger
 from pypto_actors.lifecycle import Failure, Record, RunEvent, RunState
-from pypto_actors.messages import Allocate, Commit, Copy, Free, Release, ToDevice
+from pypto_actors.messages import Allocate, Commit, Copy, Free, Piece, Read, Release, ToDevice, Transfer, Write
 from pypto_actors.values import Access, DeviceTensor
 
 End: TypeAlias = Callable[[Record, RunEvent, Failure | None], None]
@@ -31,60 +32,103 @@ class Operations:
         port: Sender,
         end: End,
         memory_freed: Callable[[Iterable[int]], None],
+        health: Sequence[Health],
     ) -> None:
         self._ledger = ledger
         self._hazards = hazards
         self._port = port
         self._end = end
         self._memory_freed = memory_freed
+        self.health = health
+        self._waiting: list[Record] = []  # for a device that is starting again
         self.watches: list[tuple[Record, set[int]]] = []
 
     def start(self, message: Allocate | Copy | Free, record: Record) -> bool:
-        """Enter the hazards; says whether the operation may go at once. An allocation that does not fit ends here."""
+        """Enter the hazards; says whether the operation may go at once. What cannot be done ends here."""
         accesses: Iterable[Access]
+        failure = self._lost_device(message)
         if isinstance(message, Free):
             accesses = [(tensor.allocation, 0, tensor.nbytes, True) for tensor in message.tensors]
-        elif isinstance(message, Allocate):
-            failure = self._ledger.reserve(message.tensors)
-            if failure is not None:
-                self._end(record, RunEvent.FAIL, failure)
-                return False
-            for device, tensors in _by_device(message.tensors).items():
-                record.parts += 1
-                items = tuple((tensor.allocation, tensor.nbytes) for tensor in tensors)
-                self._port.send(device, Commit(record.id, items, True))
-            accesses = message.accesses
         else:
             accesses = message.accesses
-        self._hazards.enter(record, accesses)  # type: ignore[arg-type]
+            if failure is None and isinstance(message, Allocate):
+                failure = self._ledger.reserve(message.tensors)
+            if failure is not None:
+                record.message = Copy(record.id, (), ())  # it holds nothing
+                self._end(record, RunEvent.FAIL, failure)
+                return False
+        self._hazards.enter(record, accesses)
         return record.waits == 0
 
+    def _lost_device(self, message: Allocate | Copy | Free) -> Failure | None:
+        for device in _devices(message):
+            if self.health[device].lost is not None:
+                return self.health[device].lost
+        return None
+
     def free_to_go(self, record: Record) -> None:
-        """`record` waits for nothing any more."""
-        record.state = record.state.after(RunEvent.HAND_OVER)
+        """`record` waits for nothing any more, but perhaps for a device that is starting again."""
         message = record.message
         if isinstance(message, Free):
-            self._ledger.release(message.tensors)
-            devices = _by_device(message.tensors)
-            for device, tensors in devices.items():
-                self._port.send(device, Release(tuple(tensor.allocation for tensor in tensors)))
+            record.state = record.state.after(RunEvent.HAND_OVER)
+            self._release(message.tensors)
             self._end(record, RunEvent.COMPLETE, None)
-            self._memory_freed(devices)
             return
+        for device in _devices(message):
+            if self.health[device].down:
+                self._waiting.append(record)
+                return
+        record.state = record.state.after(RunEvent.HAND_OVER)
+        record.at = {}
+        if isinstance(message, Allocate):
+            for device, tensors in _by_device(message.tensors).items():
+                self._sent(record, device)
+                self._port.send(device, Commit(record.id, tuple((tensor.allocation, tensor.nbytes) for tensor in tensors), True))
         for piece in message.pieces:
-            record.parts += 1
-            target = piece.target
-            self._port.send(target.device if isinstance(target, DeviceTensor) else piece.source.device, piece)
+            device = device_of(piece)
+            self._sent(record, device)
+            self._port.send(device, piece)
         if record.parts == 0:
             self._finish(record)
 
-    def answered(self, record: Record, failure: Failure | None) -> None:
+    def _sent(self, record: Record, device: int) -> None:
+        record.parts += 1
+        record.at[device] = record.at.get(device, 0) + 1
+
+    def answered(self, record: Record, device: int, failure: Failure | None) -> None:
         """A device has done a piece, or could not."""
-        record.parts -= 1
+        record.at[device] -= 1
+        self._answered(record, 1, failure)
+
+    def _answered(self, record: Record, count: int, failure: Failure | None) -> None:
+        record.parts -= count
         if failure is not None and record.failure is None:
             record.failure = failure
-        if record.parts == 0 and record.state is RunState.RUNNING:
+        if record.parts == 0:
             self._finish(record)
+
+    def died(self, record: Record, device: int, failure: Failure, lost: set[int]) -> None:
+        """A device has died; `lost` are the allocations that were there."""
+        message = record.message
+        if record.state is RunState.RUNNING:
+            if record.at.get(device):
+                self._answered(record, record.at.pop(device), failure)
+        elif not isinstance(message, Free) and any(space in lost for space, _, _, _ in message.accesses):
+            self._end(record, RunEvent.FAIL, failure)
+        elif isinstance(message, Allocate) and any(tensor.allocation in lost for tensor in message.tensors):
+            self._end(record, RunEvent.FAIL, failure)
+
+    def restarted(self) -> None:
+        """Devices are there again, or lost for good: who waited for them goes on."""
+        waiting, self._waiting = self._waiting, []
+        for record in waiting:
+            if record.state is RunState.QUEUED:
+                failure = self._lost_device(record.message)
+                if failure is None:
+                    self.free_to_go(record)
+                else:
+                    self.give_back(record)
+                    self._end(record, RunEvent.FAIL, failure)
 
     def _finish(self, record: Record) -> None:
         if record.failure is None:
@@ -95,13 +139,16 @@ class Operations:
 
     def give_back(self, record: Record) -> None:
         """An allocation that came to nothing leaves nothing."""
-        message = record.message
-        if isinstance(message, Allocate):
-            self._ledger.release(message.tensors)
-            devices = _by_device(message.tensors)
-            for device, tensors in devices.items():
-                self._port.send(device, Release(tuple(tensor.allocation for tensor in tensors)))
-            self._memory_freed(devices)
+        if isinstance(record.message, Allocate):
+            self._release(record.message.tensors)
+
+    def _release(self, tensors: Sequence[DeviceTensor]) -> None:
+        self._ledger.release(tensors)
+        devices = _by_device(tensors)
+        for device, several in devices.items():
+            if not self.health[device].down:
+                self._port.send(device, Release(tuple(tensor.allocation for tensor in several)))
+        self._memory_freed(devices)
 
     # ------------------------------------------------------------------------------------------ watches
 
@@ -127,6 +174,24 @@ class Operations:
         for record in over:
             record.state = record.state.after(RunEvent.COMPLETE)
             record.wake()
+
+
+def device_of(piece: Piece) -> int:
+    """Who does a piece of a copy: the device that is written, or read by the host."""
+    match piece:
+        case Write() | Transfer():
+            return piece.target.device
+        case Read():
+            return piece.source.device
+        case _:
+            assert_never(piece)
+
+
+def _devices(message: Allocate | Copy | Free) -> list[int]:
+    """The devices that an operation needs."""
+    tensors = [] if isinstance(message, Copy) else [tensor.device for tensor in message.tensors]
+    pieces = [] if isinstance(message, Free) else [device_of(piece) for piece in message.pieces]
+    return sorted({*tensors, *pieces})
 
 
 def _by_device(tensors: Iterable[DeviceTensor]) -> dict[int, list[DeviceTensor]]:

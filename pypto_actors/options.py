@@ -28,14 +28,33 @@ class WorkerOptions(Struct, frozen=True, eq=False):
     max_queued: int
     in_flight: int
     startup_timeout: float
+    max_restarts: int = 3
+    persistent: bool = False
+    reset_windows: bool = True
 
     @classmethod
-    def checked(cls, max_queued: Any, in_flight: Any, startup_timeout: Any, policy: Any, trace: Any) -> WorkerOptions:
-        for name, value in (("max_queued", max_queued), ("in_flight", in_flight)):
+    def checked(
+        cls,
+        max_queued: Any,
+        in_flight: Any,
+        startup_timeout: Any,
+        policy: Any,
+        trace: Any,
+        max_restarts: Any,
+        persistent: Any,
+        reset_windows: Any,
+    ) -> WorkerOptions:
+        for name, value, least in (("max_queued", max_queued, 1), ("in_flight", in_flight, 1), ("max_restarts", max_restarts, 0)):
             if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an int of at least 1, got {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise TypeError(f"{name} must be an int of at least {least}, got {value!r}")
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not isinstance(persistent, bool):
+            raise TypeError(f"persistent must be a bool, got {persistent!r}")
+        if reset_windows is not None and not persistent:
+            raise ValueError(f"reset_persistent_windows={reset_windows!r} has no meaning without persistent=True")
+        if reset_windows is not None and not isinstance(reset_windows, bool):
+            raise TypeError(f"reset_persistent_windows must be a bool, got {reset_windows!r}")
         if isinstance(startup_timeout, bool) or not isinstance(startup_timeout, (int, float)):
             raise TypeError(f"startup_timeout must be seconds, got {startup_timeout!r}")
         if not startup_timeout > 0 or math.isnan(startup_timeout):
@@ -46,7 +65,7 @@ class WorkerOptions(Struct, frozen=True, eq=False):
             raise TypeError(f"policy must be an object, got the class {policy.__name__}; call it: {policy.__name__}()")
         if trace is not None and not callable(trace):
             raise TypeError(f"trace must be a function that takes events, got {trace!r}; a list's append is one")
-        return cls(max_queued, in_flight, float(startup_timeout))
+        return cls(max_queued, in_flight, float(startup_timeout), max_restarts, persistent, reset_windows is not False)
 
 
 def plain(program: Any) -> Program:

@@ -116,6 +116,7 @@ class Plan(Struct, frozen=True, eq=False):
     scratch: tuple[Scratch, ...]
     scratch_bytes: Mapping[int, int]  # of each device that holds scratch
     returns: int  # how many callbacks give a value
+    windows: bool = False  # is some of its scratch a persistent window?
 
 
 PlanAt: TypeAlias = Callable[[int, bool], Plan]

@@ -14,6 +14,7 @@ from typing import Any
 from pypto_actors.lifecycle import Record, RunState
 from pypto_actors.policy import Item, Policy, View
 
+DOWN = 1 << 30  # parts outstanding on a device that is down: there is no room for more
 MOST_OVERTAKEN = 64  # how often a ready dispatch may be overtaken
 
 

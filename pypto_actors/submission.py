@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 import operator
 from collections.abc import Iterable, Sequence
@@ -28,12 +27,10 @@ from pypto_actors.registry import Entry
 from pypto_actors.parameters import scalar_of
 from pypto_actors.signature import Signed, sign_one
 from pypto_actors.system import System
-from pypto_actors.values import HOST, Access, DeviceTensor, StackedDeviceTensor
+from pypto_actors.tensors import Tensors
+from pypto_actors.values import HOST, Access, DeviceTensor
 
 Array = np.ndarray[Any, Any]
-
-
-_workers = itertools.count(1)
 
 
 class Prepared(Struct, eq=False):
@@ -57,38 +54,6 @@ class Options(Struct, frozen=True, eq=False):
 
 
 PLAIN = Options()
-
-
-class Tensors:
-    """Which device tensors of a worker are alive. `epoch` moves on whenever one ends, or a program does."""
-
-    __slots__ = ("alive", "epoch", "next")
-
-    def __init__(self, first: int) -> None:
-        self.next = first
-        self.alive: dict[int, DeviceTensor] = {}
-        self.epoch = 0
-
-    @classmethod
-    def of_new_worker(cls) -> Tensors:
-        """Numbers that no other worker of this process gives out."""
-        return cls(next(_workers) << 32)
-
-    def number(self) -> int:
-        self.next += 1
-        return self.next
-
-    def check_any(self, value: Any, where: str) -> None:
-        """`check` of what may be a tensor of either kind."""
-        if isinstance(value, (DeviceTensor, StackedDeviceTensor)):
-            for tensor in tensors_of(value, where):
-                self.check(tensor, where)
-
-    def check(self, tensor: DeviceTensor, where: str) -> None:
-        if tensor.allocation not in self.alive:
-            mine = tensor.allocation >> 32 == self.next >> 32
-            why = "was freed, or lost with its device" if mine else "belongs to another worker"
-            raise StaleTensorError(f"{where} is {tensor!r}, which {why}")
 
 
 def host_access(array: Array, write: bool) -> Access:
@@ -364,12 +329,3 @@ def queue_full(system: System) -> QueueFullError:
         queued=admission.queued,
         limit=admission.limit,
     )
-
-
-def tensors_of(tensor: Any, what: str) -> tuple[DeviceTensor, ...]:
-    """The device tensors that make up `tensor`, of either kind."""
-    if isinstance(tensor, DeviceTensor):
-        return (tensor,)
-    if isinstance(tensor, StackedDeviceTensor):
-        return tensor.shards
-    raise ArgumentTypeError(f"{what} must be a DeviceTensor or a StackedDeviceTensor, got {type(tensor).__name__}")

@@ -14,7 +14,7 @@ from pypto_actors.errors import WorkerClosedError
 from pypto_actors.executor import Answer, Backend
 from pypto_actors.host import HostActor
 from pypto_actors.lifecycle import Record
-from pypto_actors.messages import Close, Drain, End, Resume
+from pypto_actors.messages import Close, Drain, End, Restarted, Resume
 from pypto_actors.submission import Counter
 from pypto_actors.system import System
 
@@ -68,6 +68,8 @@ class Supervisor:
         self._threads: CallbackThreads | None = None
         self._closing: asyncio.Task[None] | None = None
         self._abort = asyncio.Event()
+        self._restarts: set[asyncio.Task[None]] = set()
+        self._timeout = 60.0
         self.open = False
         self.closed = False
 
@@ -78,6 +80,7 @@ class Supervisor:
     async def start(self, timeout: float) -> None:
         """Start the devices. Raises the original error, with nothing left behind."""
         system, backend = self._system, self._backend
+        self._timeout = timeout
         if getattr(system.loop, "virtual_time", False) and not getattr(backend, "virtual_time", False):
             raise RuntimeError(
                 f"the clock of this loop is virtual, and backend {backend.name!r} works in real time; use backend='inline', or a real loop"
@@ -93,7 +96,24 @@ class Supervisor:
             self._worker, system.loop, executors, system.tell, self._threads.run if self._threads else None, self._callbacks
         )
         system.connect(executors, host)
+        system.restarter = self._begin_restart
         self.open = True
+
+    def _begin_restart(self, rank: int) -> None:
+        task = self._system.loop.create_task(self._restart(rank), name=f"pypto_actors: restart of device {rank}")
+        self._restarts.add(task)
+        task.add_done_callback(self._restarts.discard)
+
+    async def _restart(self, rank: int) -> None:
+        system = self._system
+        try:
+            async with asyncio.timeout(self._timeout):
+                executor = await self._backend.restart(rank)
+        except Exception as error:
+            system.died(rank, f"its restart failed: {type(error).__name__}: {error}")
+            return
+        system.replace(rank, executor)
+        system.tell(Restarted(rank, system.clock()))
 
     async def leave(self, mode: Mode) -> None:
         """Close, and stay until it is done; cancelled meanwhile, a drain becomes an abort."""
@@ -175,6 +195,8 @@ class Supervisor:
 
     async def _stop(self) -> None:
         with anyio.CancelScope(shield=True):
+            while self._restarts:
+                await asyncio.wait(self._restarts)
             await self._backend.stop()
         if self._threads is not None:
             self._threads.end()

@@ -11,7 +11,8 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from pypto_actors.coordinator import NEVER, Coordinator, Settings
+from pypto_actors.coordinator import Coordinator, Settings
+from pypto_actors.deadlines import NEVER
 from pypto_actors.device import DeviceActor
 from pypto_actors.errors import InternalError
 from pypto_actors.events import COORDINATOR, HOST_ACTOR, Changed, Received, Routed, Started, TraceHook
@@ -19,7 +20,8 @@ from pypto_actors.executor import Executor, clock_of
 from pypto_actors.host import HostActor
 from pypto_actors.lifecycle import Failure, Record, RunState
 from pypto_actors.mailbox import Admission, Envelope
-from pypto_actors.messages import Call, Completed, Submit, Tick, ToCoordinator, ToDevice
+from pypto_actors.messages import Call, Completed, Died, Submit, Tick, ToCoordinator, ToDevice
+from pypto_actors.tensors import Tensors
 
 TURN = 64  # messages to devices in one turn of the loop
 MOST_UNASKED = 1000  # failures kept for the log
@@ -29,14 +31,20 @@ logger = logging.getLogger("pypto_actors")
 class System:
     """The coordinator, its devices and the host actor, and the mail between them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings, max_queued: int, trace: TraceHook | None) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, settings: Settings, max_queued: int, tensors: Tensors, trace: TraceHook | None
+    ) -> None:
         self.loop = loop
         self.clock = clock_of(loop)
+        self.tensors = tensors
+        self.restarter: Callable[[int], None] | None = None
         self.trace = trace
         self.admission = Admission(max_queued)
         self.left = self.admission.give  # a dispatch has left the queue (called by the coordinator)
         self.coordinator = Coordinator(settings, self)
-        self.coordinator.tracing = trace is not None
+        self.router = self.coordinator.router
+        if trace is not None:
+            self.coordinator.trace()
         self.devices: list[DeviceActor] = []
         self.host: HostActor | None = None
         self.mail: deque[Envelope] = deque()
@@ -60,6 +68,12 @@ class System:
         """The devices have started."""
         self.devices = [DeviceActor(rank, executor) for rank, executor in enumerate(executors)]
         self.host = host
+
+    def replace(self, rank: int, executor: Executor) -> None:
+        """A device has started again; its new actor has an empty mailbox."""
+        self.devices[rank] = DeviceActor(rank, executor)
+        assert self.host is not None
+        self.host.executors[rank] = executor
 
     # ------------------------------------------------------------------------------------------ mail
 
@@ -110,6 +124,19 @@ class System:
         else:
             self._unasked_more += 1
 
+    def lost(self, device: int, allocations: Sequence[int]) -> None:
+        """A device has died (called by the coordinator)."""
+        self.tensors.lose(allocations)
+
+    def restart(self, device: int) -> None:
+        """Start a device again (called by the coordinator)."""
+        assert self.restarter is not None
+        self.restarter(device)
+
+    def died(self, device: int, reason: str) -> None:
+        """A device has died (called by its executor, on the loop)."""
+        self.tell(Died(device, reason, self.clock()))
+
     def later(self, work: Callable[[], None]) -> None:
         """Do `work` in this turn, when what is being done is done (called by executors)."""
         self._later.append(work)
@@ -134,7 +161,7 @@ class System:
         if self.crashed is not None:
             self._fail_mail()
             return
-        coordinator, mail, busy, later = self.coordinator, self.mail, self._busy, self._later
+        coordinator, router, mail, busy, later = self.coordinator, self.router, self.mail, self._busy, self._later
         budget = TURN
         try:
             if coordinator.deadlines:
@@ -150,7 +177,7 @@ class System:
                         coordinator.submit(message, record)  # type: ignore[arg-type]
                     else:
                         coordinator.receive(message, record)
-                if coordinator.fresh or coordinator.dirty:
+                if router.fresh or router.dirty:
                     if self.trace is not None:
                         self.trace(Routed(self.loop.time(), 0))
                     coordinator.route()
@@ -170,7 +197,7 @@ class System:
                 if not mail or budget <= 0:
                     break
             if coordinator.deadlines:
-                self._arm(coordinator.next_deadline())
+                self._arm(coordinator.deadlines.next())
         except Exception as error:
             self._crash(error)
         finally:
@@ -185,7 +212,7 @@ class System:
 
     def _tick_if_due(self) -> None:
         now = self.loop.time()
-        if self.coordinator.next_deadline() <= now:
+        if self.coordinator.deadlines.next() <= now:
             self.post(Tick(now))
 
     def _give_calls(self) -> None:
@@ -213,7 +240,7 @@ class System:
         self._timer = None
         self._timer_at = NEVER
         # asyncio may call a little early: what it takes for reached has been reached
-        self.post(Tick(max(self.loop.time(), self.coordinator.next_deadline())) if self.coordinator.deadlines else Tick(self.loop.time()))
+        self.post(Tick(max(self.loop.time(), self.coordinator.deadlines.next())) if self.coordinator.deadlines else Tick(self.loop.time()))
         self.turn()
 
     # ------------------------------------------------------------------------------------------ ends

@@ -28,9 +28,10 @@ from pypto_actors.policy import PhaseFair, Policy
 from pypto_actors.registration import RegistrationHandle
 from pypto_actors.registry import Entry, Registry
 from pypto_actors.statistics import Statistics
-from pypto_actors.submission import PLAIN, Counter, Options, Prepared, Tensors, Waiting, accept, options_of, prepare, queue_full
+from pypto_actors.submission import PLAIN, Counter, Options, Prepared, Waiting, accept, options_of, prepare, queue_full
 from pypto_actors.supervision import Supervisor
 from pypto_actors.system import System
+from pypto_actors.tensors import Tensors
 from pypto_actors.values import DeviceTensor, StackedDeviceTensor
 
 Programs = Any  # a program or any iterable of them, plain or compiled
@@ -47,6 +48,9 @@ class DistributedWorker:
         policy: which dispatch goes next; `None`: `PhaseFair()`.
         max_queued: most dispatches accepted and not yet handed over.
         in_flight: dispatches handed to a device ahead of the one that runs.
+        max_restarts: how often within 60 s a device that died is started again, empty; beyond that it is lost.
+        persistent: windows live as long as the worker, one for each program and name.
+        reset_persistent_windows: `False`: persistent windows are not zeroed before each dispatch.
         startup_timeout: seconds until a start that hangs is given up with a `TimeoutError`.
         trace: gets every message and state change, as `events.Event`.
 
@@ -64,19 +68,24 @@ class DistributedWorker:
         policy: Policy | None = None,
         max_queued: int = 1024,
         in_flight: int = 2,
+        max_restarts: int = 3,
+        persistent: bool = False,
+        reset_persistent_windows: bool | None = None,
         startup_timeout: float = 60.0,
         trace: TraceHook | None = None,
     ) -> None:
         declared: Declared = declare(programs, config, callbacks)
         self.config = declared.config
         self._callbacks = declared.callbacks
-        self._options = WorkerOptions.checked(max_queued, in_flight, startup_timeout, policy, trace)
+        self._options = WorkerOptions.checked(
+            max_queued, in_flight, startup_timeout, policy, trace, max_restarts, persistent, reset_persistent_windows
+        )
         self._backend = backend_of(backend)
         self._policy: Policy = PhaseFair() if policy is None else policy
         self._trace = trace
         self._registry = Registry()
         for program in declared.programs:
-            self._registry.add(Entry(plain(program), program, self.config.world_size, self._callbacks))
+            self._registry.add(self._new_entry(program, self._callbacks))
         self._thread = 0
         self._counter = Counter()
         self._tensors = Tensors.of_new_worker()
@@ -95,8 +104,8 @@ class DistributedWorker:
             raise RuntimeError("pypto_actors runs on asyncio, not on trio; use anyio.run(…, backend='asyncio')") from None
         self._thread = get_ident()
         capacity = self.config.capacity
-        settings = Settings((capacity,) * self.config.world_size, self._options.in_flight, self._policy)
-        system = System(loop, settings, self._options.max_queued, self._trace)
+        settings = Settings((capacity,) * self.config.world_size, self._options.in_flight, self._policy, self._options.max_restarts)
+        system = System(loop, settings, self._options.max_queued, self._tensors, self._trace)
         self._memory = Memory(system, self._counter, self._tensors, self.config.world_size)
         self._supervisor = Supervisor(self, system, self._backend, self._counter, self.config, self._callbacks)
         self._system = system
@@ -189,7 +198,7 @@ class DistributedWorker:
         after: Iterable[DistributedRunHandle] = (),
     ) -> DistributedRunHandle:
         """The same, or `QueueFullError`; never suspends. Also for host callbacks."""
-        system = self._open_system()
+        system = self.open_system()
         return self._submit_nowait(system, self._registry.entry(program), args, self._checked(device, priority, deadline, after))
 
     async def __call__(self, *args: Any) -> RunResult:
@@ -265,7 +274,7 @@ class DistributedWorker:
         Raises:
             ArgumentTypeError, ArgumentValueError, StaleTensorError, UnknownProgramError: as `run`, and for names that are no parameters.
         """
-        self._open_system()
+        self.open_system()
         return BoundProgram(self, self._registry.entry(program), self._tensors, fixed)
 
     # ------------------------------------------------------------------------------------------ programs
@@ -281,9 +290,13 @@ class DistributedWorker:
         entry = self._registry.find(plain(program))
         if entry is None:
             declared = declare([program], self.config, None, self._callbacks)
-            entry = Entry(plain(program), program, self.config.world_size, declared.callbacks)
+            entry = self._new_entry(program, declared.callbacks)
             self._registry.add(entry)
         return RegistrationHandle(self, entry)
+
+    def _new_entry(self, program: Any, callbacks: Mapping[str, Callable[..., Any]]) -> Entry:
+        options = self._options
+        return Entry(plain(program), program, self.config.world_size, callbacks, options.persistent, options.reset_windows)
 
     async def _unregister(self, entry: Entry) -> None:
         system = self._enter("unregister")
@@ -399,7 +412,7 @@ class DistributedWorker:
     def _is_open(self) -> bool:
         return self._supervisor is not None and self._supervisor.open
 
-    def _open_system(self) -> System:
+    def open_system(self) -> System:
         """The system, for a call that does not wait."""
         supervisor = self._supervisor
         if supervisor is None or not supervisor.open or get_ident() != self._thread:

@@ -70,7 +70,8 @@ class InlineExecutor(LocalExecutor):
         self._desk.later(self._continue)
 
     def _continue(self) -> None:
-        assert self._kept is not None
+        if self._kept is None:  # it has died meanwhile
+            return
         message, steps = self._kept
         part = message.plan.parts[message.part]
         self._kept = None
@@ -84,8 +85,22 @@ class InlineExecutor(LocalExecutor):
         while self._kept is None and self._waiting:
             self.dispatch(self._waiting.popleft())
 
+    def kill(self, reason: str) -> None:
+        if self.dead:
+            return
+        in_hand = [self._kept[0]] if self._kept is not None else []
+        in_hand += self._waiting or ()
+        self._kept = self._waiting = None
+        super().kill(reason)
+        for message in in_hand:
+            self.over(message, _killed(message, self._rank, reason, self._clock()))
+
     def copy(self, message: Piece) -> None:
         self._desk.post(self.copied(message))
+
+
+def _killed(message: Dispatch, rank: int, reason: str, now: float) -> Failed:
+    return Failed(message.run, message.part, rank, -1, RuntimeError(reason), now, now)
 
 
 class InlineBackend:
@@ -95,9 +110,15 @@ class InlineBackend:
     virtual_time = True
     callbacks_in_threads = False
 
+    def __init__(self) -> None:
+        self._interconnect = Interconnect()
+
     async def start(self, ranks: Sequence[int], desk: Desk, loop: asyncio.AbstractEventLoop) -> Sequence[Executor]:
-        interconnect = Interconnect()
-        return tuple(InlineExecutor(rank, interconnect, desk, clock_of(loop)) for rank in ranks)
+        self._desk, self._clock = desk, clock_of(loop)
+        return tuple(InlineExecutor(rank, self._interconnect, desk, self._clock) for rank in ranks)
+
+    async def restart(self, rank: int) -> Executor:
+        return InlineExecutor(rank, self._interconnect, self._desk, self._clock)
 
     async def stop(self) -> None:
         return

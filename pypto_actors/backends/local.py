@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from pypto_actors.backends.memory import Interconnect, Views
+from pypto_actors.backends.rendezvous import Deserted
 from pypto_actors.errors import InternalError
 from pypto_actors.executor import Answer, Desk
 from pypto_actors.messages import Commit, Completed, Dispatch, Failed, Piece, Reached, Read, Release, Transfer, Write
@@ -20,13 +21,14 @@ Clock: TypeAlias = Callable[[], float]
 class LocalExecutor:
     """One device in this process; the subclasses say where its kernels and its large copies run."""
 
-    __slots__ = ("_clock", "_interconnect", "_desk", "_rank", "_views")
+    __slots__ = ("_clock", "_interconnect", "_desk", "_rank", "_views", "dead")
 
     def __init__(self, rank: int, interconnect: Interconnect, desk: Desk, clock: Clock) -> None:
         self._rank = rank
         self._interconnect = interconnect
         self._desk = desk
         self._clock = clock
+        self.dead = False
         self._views: Views | None = None  # made for the first dispatch: thousands of devices may never see one
 
     @property
@@ -48,11 +50,20 @@ class LocalExecutor:
             self._interconnect.rendezvous.leave((message.run, part.wave), part.meeting, type(answer) is Failed)
         return answer
 
+    def kill(self, reason: str) -> None:
+        """Die, as hardware would: what it holds is never answered, its memory is gone."""
+        if self.dead:
+            return
+        self.dead = True
+        self._views = None
+        self._interconnect.lose(self._rank)
+        self._desk.died(self._rank, reason)
+
     def commit(self, message: Commit) -> None:
         now = self._clock()
         try:
             for allocation, nbytes in message.items:
-                self._interconnect.commit(allocation, nbytes)
+                self._interconnect.commit(allocation, nbytes, self._rank)
         except Exception as error:
             self._desk.post(Failed(message.run, -1, self._rank, -1, error, now, now))
             return
@@ -109,6 +120,8 @@ def stepping(
             if number + 1 == part.events[event] and event < last:
                 post(Reached(message.run, message.part, event, clock()))
                 event += 1
+    except Deserted as error:
+        return Failed(message.run, message.part, rank, number, error, started, clock(), True)
     except BaseException as error:
         return Failed(message.run, message.part, rank, number, error, started, clock())
     return Completed(message.run, message.part, rank, started, clock())

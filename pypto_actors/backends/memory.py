@@ -23,15 +23,23 @@ class Interconnect:
 
     def __init__(self) -> None:
         self.buffers: dict[int, Array] = {}
+        self._ranks: dict[int, int] = {}  # of each allocation, the device where it lives
         self.rendezvous = Rendezvous()
 
-    def commit(self, allocation: int, nbytes: int) -> None:
+    def commit(self, allocation: int, nbytes: int, rank: int) -> None:
         """Zeroed memory. Scratch may be there already: a device of its dispatch has asked for it before its own has heard of it."""
         if allocation not in self.buffers:
             self.buffers[allocation] = np.zeros(nbytes, np.uint8)  # calloc: pages are committed when they are touched
+            self._ranks[allocation] = rank
 
     def release(self, allocation: int) -> None:
         self.buffers.pop(allocation, None)
+        self._ranks.pop(allocation, None)
+
+    def lose(self, rank: int) -> None:
+        """A device has died, and its memory with it."""
+        for allocation in [allocation for allocation, where in self._ranks.items() if where == rank]:
+            self.release(allocation)
 
     def array(self, tensor: DeviceTensor) -> Array:
         try:
@@ -101,7 +109,7 @@ class Views:
         if source is Source.CONSTANT:
             return slot.value
         form = plan.scratch[slot.index]
-        self.interconnect.commit(scratch[slot.index], form.nbytes)
+        self.interconnect.commit(scratch[slot.index], form.nbytes, form.device)
         whole = DeviceTensor.of(form.device, form.shape, form.dtype, scratch[slot.index])
         array = sliced(self.interconnect.array(whole), slot.path)
         return array if slot.writable else read_only(array)

@@ -13,7 +13,7 @@ from pypto_actors.backends.local import Clock, LocalExecutor, execute, size_of, 
 from pypto_actors.backends.memory import Interconnect
 from pypto_actors.backends.rendezvous import Deserted, Key
 from pypto_actors.executor import Answer, Desk, Executor, clock_of
-from pypto_actors.messages import Dispatch, Piece
+from pypto_actors.messages import Dispatch, Failed, Piece
 from pypto_actors.plan import Part, Sync
 
 LARGE_COPY = 1 << 17  # bytes; from here on a copy takes longer than the way to a thread and back
@@ -28,12 +28,12 @@ class Inbox:
     def __init__(self, loop: asyncio.AbstractEventLoop, desk: Desk) -> None:
         self._loop = loop
         self._desk = desk
-        self._answers: deque[Answer] = deque()
+        self._answers: deque[tuple[Answer, ThreadExecutor]] = deque()
         self._awake = False
 
-    def put(self, answer: Answer) -> None:
+    def put(self, answer: Answer, executor: ThreadExecutor) -> None:
         """From any thread."""
-        self._answers.append(answer)
+        self._answers.append((answer, executor))
         if not self._awake:
             self._awake = True
             self._loop.call_soon_threadsafe(self._take)
@@ -42,7 +42,9 @@ class Inbox:
         self._awake = False
         answers = self._answers
         while answers:
-            self._desk.post(answers.popleft())
+            answer, executor = answers.popleft()
+            if not executor.dead:  # it may have died after it had handed it in
+                self._desk.post(answer)
         self._desk.turn()
 
 
@@ -95,7 +97,8 @@ class ThreadExecutor(LocalExecutor):
 
     def answer(self, answer: Answer) -> None:
         """From the device's thread: hand an answer in on the loop."""
-        self._inbox.put(answer)
+        if not self.dead:
+            self._inbox.put(answer, self)
 
     def meet(self, key: Key, sync: Sync) -> None:
         """From the device's thread: wait until all devices of the meeting have come; raises `Deserted` if one will not."""
@@ -113,7 +116,7 @@ class ThreadExecutor(LocalExecutor):
             return
         if self._copies is None:
             self._copies = WorkThread(f"pypto-copies-{self._rank}")
-        self._copies.put(lambda: self._inbox.put(self.copied(message)))
+        self._copies.put(lambda: self.answer(self.copied(message)))
 
     def end(self) -> list[WorkThread]:
         threads = [self._thread] if self._copies is None else [self._thread, self._copies]
@@ -137,6 +140,10 @@ class _Run:
 
     def __call__(self) -> None:
         message, part = self._message, self._part
+        if self._executor.dead:
+            now = self._clock()
+            self._executor.over(message, Failed(message.run, message.part, self._rank, -1, RuntimeError("its device has died"), now, now))
+            return
         if part.meeting or len(part.events) > 1:
             self._executor.answer(self._executor.over(message, self._step()))
         else:
@@ -168,17 +175,24 @@ class ThreadBackend:
 
     def __init__(self) -> None:
         self._executors: list[ThreadExecutor] = []
+        self._make: Callable[[int], ThreadExecutor] | None = None
 
     async def start(self, ranks: Sequence[int], desk: Desk, loop: asyncio.AbstractEventLoop) -> Sequence[Executor]:
-        interconnect = Interconnect()
-        inbox = Inbox(loop, desk)
+        interconnect, inbox, clock = Interconnect(), Inbox(loop, desk), clock_of(loop)
+        self._make = lambda rank: ThreadExecutor(rank, interconnect, desk, clock, inbox)
         try:
             for rank in ranks:
-                self._executors.append(ThreadExecutor(rank, interconnect, desk, clock_of(loop), inbox))
+                self._executors.append(self._make(rank))
         except BaseException:
             await self.stop()
             raise
         return tuple(self._executors)
+
+    async def restart(self, rank: int) -> Executor:
+        assert self._make is not None
+        executor = self._make(rank)
+        self._executors.append(executor)
+        return executor
 
     async def stop(self) -> None:
         threads = [thread for executor in self._executors for thread in executor.end()]

@@ -10,8 +10,9 @@
 """
 
 from pypto_actors.testing.deadlock import DeadlockError
+from pypto_actors.testing.faults import kill_device
 from pypto_actors.testing.replaying import ReplayError, replay
 from pypto_actors.testing.seeded import SeededLoop
 from pypto_actors.testing.virtual_time import VirtualTimeLoop
 
-__all__ = ["DeadlockError", "ReplayError", "SeededLoop", "VirtualTimeLoop", "replay"]
+__all__ = ["DeadlockError", "ReplayError", "SeededLoop", "VirtualTimeLoop", "kill_device", "replay"]

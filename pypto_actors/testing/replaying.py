@@ -35,6 +35,12 @@ class _Port:
     def failed(self, record: Record) -> None:
         pass
 
+    def lost(self, device: int, allocations: Sequence[int]) -> None:
+        pass
+
+    def restart(self, device: int) -> None:
+        pass
+
     def changed(self, record: Record, before: RunState) -> None:
         self.done.append(("changed", record.id, before, record.state))
 
@@ -60,7 +66,7 @@ class _Replay:
     def __init__(self, settings: Settings) -> None:
         self._port = _Port()
         self._coordinator = Coordinator(settings, self._port)
-        self._coordinator.tracing = True
+        self._coordinator.trace()
         self._records: dict[int, Record] = {}
         self._inbox: deque[Received] = deque()
 

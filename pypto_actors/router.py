@@ -1,0 +1,322 @@
+"""Routing: which ready dispatch is handed to its devices, and when. Pure; a part of the coordinator.
+
+What waits for nothing comes in by `fresh`; devices where something may go are `dirty`. `route` hands over until neither is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+from pypto_actors.failures import expired, policy_failed
+from pypto_actors.hazards import Hazards
+from pypto_actors.ledger import Ledger
+from pypto_actors.lifecycle import Failure, Record, RunEvent, RunState
+from pypto_actors.messages import Call, Commit, Dispatch, ToDevice
+from pypto_actors.operations import Operations
+from pypto_actors.policy import OWN_POLICIES, Policy
+from pypto_actors.queues import DOWN, MOST_OVERTAKEN, DeviceQueue, item_of
+from pypto_actors.statistics import Counts
+
+ALL = 1 << 62  # every number of acceptance is below
+# looking a member up at its enumeration is slow
+QUEUED, RUNNING = RunState.QUEUED, RunState.RUNNING
+HAND_OVER, COMPLETE, FAIL, CANCEL, EXPIRE = RunEvent
+End: TypeAlias = Callable[[Record, RunEvent, Failure | None], None]
+
+
+class Port(Protocol):
+    """How the coordinator acts on the world."""
+
+    def send(self, device: int, message: ToDevice) -> None:
+        """Put a message into a device's mailbox."""
+
+    def call(self, message: Call) -> None:
+        """Put a message into the host actor's mailbox."""
+
+    def left(self) -> None:
+        """A dispatch has left the queue: there is room for another."""
+
+    def failed(self, record: Record) -> None:
+        """A dispatch has failed or expired."""
+
+    def changed(self, record: Record, before: RunState) -> None:
+        """A record has moved through the life-cycle table (called while tracing)."""
+
+    def lost(self, device: int, allocations: Sequence[int]) -> None:
+        """A device has died, and with it the tensors that lived there."""
+
+    def restart(self, device: int) -> None:
+        """Start a device again; it is answered by `Restarted` or `Died`."""
+
+
+class Router:
+    """Hands over. Knows the queues of the devices, and what is held back by a pause or for want of scratch."""
+
+    def __init__(
+        self, policy: Policy, slots: int, devices: int, ledger: Ledger, hazards: Hazards, counts: Counts, port: Port, end: End
+    ) -> None:
+        self.policy = policy
+        self.slots = slots
+        self.queues = [DeviceQueue(rank) for rank in range(devices)]
+        self.fresh: list[Any] = []  # records that wait for nothing and are in no queue yet
+        self.dirty: dict[int, None] = {}  # devices where something may go now
+        self.open_until = ALL  # dispatches up to this number may go
+        self.timed = 0  # queued dispatches with a deadline
+        self.tracing = False
+        # our own policies' keys cannot fail, and are asked for only where there is an order to be made
+        self.asks_keys = type(policy) not in OWN_POLICIES
+        self.operations: Operations | None = None
+        self._ledger = ledger
+        self._hazards = hazards
+        self._counts = counts
+        self._port = port
+        self._end = end
+        self._now = 0.0
+        self._parked: dict[int, Record] = {}  # waits for scratch
+        self._held: list[Record] = []  # accepted after a pause
+
+    def route(self, now: float) -> None:
+        """Hand over whatever may go. Called when all messages that have come are taken."""
+        self._now = now
+        while self.fresh or self.dirty:
+            fresh = self.fresh
+            if fresh:
+                self.fresh = []
+                if len(fresh) != 1 or not self._goes_alone(fresh[0]):
+                    for record in fresh:
+                        self._admit(record)
+            if self.dirty:
+                dirty = self.dirty
+                self.dirty = {}
+                for device in dirty:
+                    self._fill(self.queues[device])
+
+    def least_loaded(self) -> int:
+        """The device with the least accepted work; the lowest rank of equals."""
+        queues = self.queues
+        return min(range(len(queues)), key=lambda rank: queues[rank].work) if len(queues) > 1 else 0
+
+    def ask_key(self, record: Record) -> Failure | None:
+        """Ask the policy where `record` stands among those of its stage."""
+        try:
+            record.key = self.policy.key(item_of(record))
+        except Exception as error:
+            return policy_failed(record, self.policy, "key", error)
+        return None
+
+    # ------------------------------------------------------------------------------------------ into the queues
+
+    def _goes_alone(self, record: Record) -> bool:
+        """Hand it over at once if nobody else is ready on its only device and nothing else can stand in its way, as is most common."""
+        sole, plan, message = record.sole, record.plan, record.message
+        if sole < 0 or plan is None or record.id > self.open_until or record.state is not QUEUED:
+            return False
+        queue = self.queues[sole]
+        if queue.order or queue.outstanding >= self.slots or message.deadline is not None or plan.scratch or self.tracing:
+            return False
+        # what `_hand_over` does, without what cannot concern it
+        record.state = RUNNING
+        self._counts.handed_over += 1
+        self._port.left()
+        if message.stage is not None:
+            queue.count(message.stage)
+        queue.outstanding += 1
+        self._hazards.stand(record, self.fresh)
+        self._port.send(sole, Dispatch(record.id, 0, plan, message.args))
+        return True
+
+    def _admit(self, record: Record) -> None:
+        if record.state is not QUEUED:
+            return
+        if record.plan is None:
+            assert self.operations is not None
+            self.operations.free_to_go(record)
+        elif record.id > self.open_until:
+            self._held.append(record)
+        elif record.plan.devices:
+            self._stand_in_line(record)
+        elif self._goes(record):
+            self._hand_over(record)
+
+    def _stand_in_line(self, record: Record) -> None:
+        assert record.plan is not None
+        record.entered = True
+        if record.key is None:
+            self.ask_key(record)
+        for device in record.plan.devices:
+            self.queues[device].push(record)
+            self.dirty[device] = None
+
+    def _fill(self, queue: DeviceQueue) -> None:
+        while queue.outstanding < self.slots and queue.order:
+            try:
+                record = queue.first(self.policy)
+            except Exception as error:
+                oldest = queue.order[0]
+                self._end(oldest, FAIL, policy_failed(oldest, self.policy, "choose", error))
+                continue
+            if record is None or record.id > self.open_until:
+                return
+            assert record.plan is not None
+            if len(record.plan.devices) > 1 and not self._top_everywhere(record):
+                if not record.claimed:
+                    self._claim(record)
+                return
+            if self._goes(record):
+                self._hand_over(record)
+            elif record.state is QUEUED and record.claimed:
+                return
+
+    def _top_everywhere(self, record: Record) -> bool:
+        assert record.plan is not None
+        for device in record.plan.devices:
+            queue = self.queues[device]
+            if queue.outstanding >= self.slots or (queue.claims and queue.claims[0] is not record):
+                return False
+        return True
+
+    def _claim(self, record: Record) -> None:
+        assert record.plan is not None
+        record.claimed = True
+        for device in record.plan.devices:
+            self.queues[device].claim(record)
+            self.dirty[device] = None
+
+    def _goes(self, record: Record) -> bool:
+        """May it be handed over, now that it is its turn? Its deadline and its scratch decide."""
+        plan = record.plan
+        assert plan is not None
+        if record.message.deadline is not None and record.message.deadline <= self._now:
+            self._end(record, EXPIRE, expired(record, self._now))
+            return False
+        if plan.scratch and not self._ledger.scratch_fits(plan, record.message.program):
+            failure = self._ledger.scratch_never_fits(plan, record.message.program)
+            if failure is not None:
+                self._end(record, FAIL, failure)
+            elif not record.claimed:
+                record.parked = True
+                self._parked[record.id] = record
+            return False
+        return True
+
+    # ------------------------------------------------------------------------------------------ out of the queues
+
+    def _hand_over(self, record: Record) -> None:
+        plan = record.plan
+        assert plan is not None
+        message = record.message
+        record.state = record.state.after(HAND_OVER)
+        if self.tracing:
+            self._port.changed(record, QUEUED)
+        self._counts.handed_over += 1
+        if message.deadline is not None:
+            self.timed -= 1
+        self._port.left()
+        self._overtake(record)
+        if plan.scratch:
+            self._take_scratch(record)
+        if plan.sole >= 0:
+            self.queues[plan.sole].outstanding += 1
+            self._hazards.stand(record, self.fresh)
+            self._port.send(plan.sole, Dispatch(record.id, 0, plan, message.args, record.scratch))
+            return
+        record.returned = [None] * plan.returns
+        record.pending = [part.needs for part in plan.parts]
+        record.unsent = len(plan.parts)
+        record.at = {}
+        for index in plan.initial:
+            self.send_part(record, index)
+        if record.unsent == record.parts == 0:
+            self._end(record, COMPLETE, None)
+
+    def send_part(self, record: Record, index: int) -> None:
+        """Send a part of a dispatch that has several to who does it."""
+        plan = record.plan
+        assert plan is not None
+        device = plan.parts[index].device
+        args = record.message.args
+        record.parts += 1
+        record.unsent -= 1
+        if device < 0:
+            self._port.call(Call(record.id, index, plan, args, record.scratch))
+            return
+        record.at[device] = record.at.get(device, 0) + 1
+        self.queues[device].outstanding += 1
+        self._port.send(device, Dispatch(record.id, index, plan, args, record.scratch))
+
+    def _take_scratch(self, record: Record) -> None:
+        plan = record.plan
+        assert plan is not None
+        record.scratch, fresh = self._ledger.take_scratch(plan, record.message.program)
+        for device, items in fresh.items():
+            self._port.send(device, Commit(record.id, items))
+
+    def _overtake(self, record: Record) -> None:
+        """Count whom it overtakes; who was overtaken too often claims its devices."""
+        plan = record.plan
+        assert plan is not None
+        stage = record.message.stage
+        passed: dict[int, Record] = {}
+        for device in plan.devices:
+            queue = self.queues[device]
+            queue.count(stage)
+            if record.entered:
+                queue.remove(record)
+            if queue.order:
+                for other in queue.passed(record):
+                    passed[other.id] = other
+        for other in passed.values():
+            other.overtaken += 1
+            if other.overtaken >= MOST_OVERTAKEN and not other.claimed:
+                if other.parked:
+                    other.parked = False
+                    del self._parked[other.id]
+                self._claim(other)
+
+    def leave(self, record: Record) -> None:
+        """A record has ended without having been handed over."""
+        if record.entered:
+            assert record.plan is not None
+            for device in record.plan.devices:
+                self.queues[device].remove(record)
+                self.dirty[device] = None
+            self._parked.pop(record.id, None)
+
+    def memory_freed(self, devices: Iterable[int]) -> None:
+        """Who waits for scratch on one of `devices` may try again."""
+        freed = set(devices)
+        for device in sorted(freed):
+            self.dirty[device] = None
+        for parked in list(self._parked.values()):
+            assert parked.plan is not None
+            if not freed.isdisjoint(parked.plan.scratch_bytes):
+                del self._parked[parked.id]
+                parked.parked = False
+                for device in parked.plan.devices:
+                    self.queues[device].heap(parked)
+                    self.dirty[device] = None
+
+    # ------------------------------------------------------------------------------------------ holding back
+
+    def pause(self, last: int) -> None:
+        """Hand over nothing that was accepted after number `last`."""
+        self.resume()
+        self.open_until = last
+
+    def resume(self) -> None:
+        self.open_until = ALL
+        self.fresh.extend(self._held)
+        self._held.clear()
+        for queue in self.queues:
+            if queue.order:
+                self.dirty[queue.rank] = None
+
+    def down(self, device: int) -> None:
+        """A device has died: nothing is handed to it."""
+        self.queues[device].outstanding = DOWN
+
+    def up(self, device: int) -> None:
+        """A device has started again."""
+        self.queues[device].outstanding = 0
+        self.dirty[device] = None
