@@ -65,23 +65,22 @@ class InlineExecutor(LocalExecutor):
             self._kept = None
             self._answer(self.over(message, end.value))
 
-    def _resume(self) -> None:
-        """All have come, or somebody will not. The others are at work: this device's turn comes next."""
-        self._desk.later(self._continue)
+    def _resume(self, met: bool) -> None:
+        """All have come, or somebody will not. Another device is at work: this one's turn comes next."""
+        self._desk.later(lambda: self._continue(met))
 
-    def _continue(self) -> None:
+    def _continue(self, met: bool) -> None:
         if self._kept is None:  # it has died meanwhile
             return
         message, steps = self._kept
-        part = message.plan.parts[message.part]
         self._kept = None
-        if self._interconnect.rendezvous.deserted((message.run, part.wave)):
+        if met:
+            self._go_on(message, steps)
+        else:
             try:
                 steps.throw(Deserted())
             except StopIteration as end:
                 self._answer(self.over(message, end.value))
-        else:
-            self._go_on(message, steps)
         while self._kept is None and self._waiting:
             self.dispatch(self._waiting.popleft())
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 Key = tuple[int, int]  # (run, wave)
+GoOn = Callable[[bool], None]
 
 
 class Deserted(Exception):
@@ -17,7 +18,7 @@ class _Wave:
 
     def __init__(self) -> None:
         self.came: dict[int, int] = {}  # meeting -> how many have come
-        self.waiting: dict[int, list[Callable[[], None]]] = {}
+        self.waiting: dict[int, list[GoOn]] = {}
         self.left = 0  # parts that have ended
         self.deserted = False
 
@@ -29,8 +30,8 @@ class Rendezvous:
         self._lock = threading.Lock()
         self._waves: dict[Key, _Wave] = {}
 
-    def come(self, key: Key, meeting: int, members: int, go_on: Callable[[], None]) -> bool:
-        """One has come. True: all are there, and those who waited were told to go on. False: `go_on` is called later.
+    def come(self, key: Key, meeting: int, members: int, go_on: GoOn) -> bool:
+        """One has come. True: all are there, and those who waited were told to go on. False: `go_on` is called later, with whether all have come.
 
         Raises:
             Deserted: somebody will not come.
@@ -46,17 +47,12 @@ class Rendezvous:
             others = wave.waiting.pop(meeting, [])
             del wave.came[meeting]
         for other in others:
-            other()
+            other(True)
         return True
-
-    def deserted(self, key: Key) -> bool:
-        """Was the wave given up while somebody waited?"""
-        wave = self._waves.get(key)
-        return wave is not None and wave.deserted
 
     def leave(self, key: Key, parts: int, failed: bool) -> None:
         """One of the `parts` of the wave has ended; failed, it deserts the others."""
-        others: list[Callable[[], None]] = []
+        others: list[GoOn] = []
         with self._lock:
             wave = self._waves.setdefault(key, _Wave())
             wave.left += 1
@@ -67,4 +63,4 @@ class Rendezvous:
             if wave.left == parts:
                 del self._waves[key]
         for other in others:
-            other()
+            other(False)

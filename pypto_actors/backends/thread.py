@@ -102,13 +102,9 @@ class ThreadExecutor(LocalExecutor):
 
     def meet(self, key: Key, sync: Sync) -> None:
         """From the device's thread: wait until all devices of the meeting have come; raises `Deserted` if one will not."""
-        rendezvous = self._interconnect.rendezvous
-        gate = threading.Lock()
-        gate.acquire()
-        if not rendezvous.come(key, sync.number, sync.members, gate.release):
-            gate.acquire()
-            if rendezvous.deserted(key):
-                raise Deserted
+        gate: SimpleQueue[bool] = SimpleQueue()
+        if not self._interconnect.rendezvous.come(key, sync.number, sync.members, gate.put) and not gate.get():
+            raise Deserted
 
     def copy(self, message: Piece) -> None:
         if size_of(message) < LARGE_COPY:
