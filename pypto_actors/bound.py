@@ -59,7 +59,9 @@ class BoundProgram:
 
     def _check_tensors(self) -> None:
         for position, value in self._fixed.items():
-            self._tensors.check_any(value, f"parameter {self._entry.program.params[position].name!r} of program {self._entry.program.name!r}")
+            self._tensors.check_any(
+                value, f"parameter {self._entry.program.params[position].name!r} of program {self._entry.program.name!r}"
+            )
 
     async def __call__(
         self,
@@ -126,7 +128,9 @@ class BoundProgram:
         else:
             params = self._entry.program.params
             names = ", ".join(params[position].name for position in self._rest) or "none"
-            raise ArgumentTypeError(f"bound program {self._entry.program.name!r} takes {len(self._rest)} arguments ({names}), got {len(rest)}")
+            raise ArgumentTypeError(
+                f"bound program {self._entry.program.name!r} takes {len(self._rest)} arguments ({names}), got {len(rest)}"
+            )
         return prepare(self._entry, [args[position] for position in sorted(args)], self._tensors)
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
 """What each member of a collective computes, between a meeting of all members before and one after. numpy only; no state.
 
-Every member does its own share for all (a reduce-scatter and an all-gather in one where memory is shared), always from rank 0 upwards, so that
-floating-point results are the same in each run and on each backend.
+Every member does its own share for all (a reduce-scatter and an all-gather in one where memory is shared), always from rank 0
+upwards, so that floating-point results are the same in each run and on each backend.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The coordinator actor: it decides which dispatch goes to which device and when, and does no I/O.
 
-Everything it knows came in messages; everything it does goes out by its `Port`. The same messages in the same order give the same messages out,
-which `testing.replay` checks. `receive` takes one message in; `route` then hands over whatever may go.
+Everything it knows came in messages; everything it does goes out by its `Port`. The same messages in the same order give the same
+messages out, which `testing.replay` checks. `receive` takes one message in; `route` then hands over whatever may go.
 """
 
 from __future__ import annotations
@@ -71,9 +71,7 @@ class Coordinator:
         self.hazards = Hazards()
         self.records: dict[int, Record] = {}
         self.deadlines = Deadlines(self.records)
-        self.router = Router(
-            settings.policy, settings.in_flight + 1, devices, self.ledger, self.hazards, self.counts, port, self._end
-        )
+        self.router = Router(settings.policy, settings.in_flight + 1, devices, self.ledger, self.hazards, self.counts, port, self._end)
         self.queues = self.router.queues
         self.health = [Health(rank) for rank in range(devices)]
         self.operations = Operations(self.ledger, self.hazards, port, self._end, self.router.memory_freed, self.health)

@@ -57,9 +57,7 @@ class KernelError(PyptoActorsError, RuntimeError):
         device: rank of the device, `None` for a host callback.
     """
 
-    def __init__(
-        self, text: str, *, program: str | None = None, kernel: str | None = None, device: int | None = None
-    ) -> None:
+    def __init__(self, text: str, *, program: str | None = None, kernel: str | None = None, device: int | None = None) -> None:
         super().__init__(text)
         self.program = program
         self.kernel = kernel

@@ -60,9 +60,7 @@ def raised(message: Failed, record: Record) -> Failure:
     if part.device < 0:
         callback = part.callback
         name = callback if isinstance(callback, str) else getattr(callback, "__name__", repr(callback))
-        return Failure(
-            KernelError, f"callback {name!r} of program {plan.program!r} raised {what}", {"program": plan.program}, error
-        )
+        return Failure(KernelError, f"callback {name!r} of program {plan.program!r} raised {what}", {"program": plan.program}, error)
     kernel = part.steps[message.step].name if message.step >= 0 else None
     return Failure(
         KernelError,
@@ -82,7 +80,8 @@ def raised_by_several(record: Record) -> Failure | None:
     if len(messages) == 1:
         return raised(messages[0], record)
     errors = [message.error for message in messages]
-    text = f"{len(messages)} members of program {plan.program!r} raised, on devices {[message.device for message in messages]}: {errors[0]!r}, …"
+    devices = [message.device for message in messages]
+    text = f"{len(messages)} members of program {plan.program!r} raised, on devices {devices}: {errors[0]!r}, …"
     group = BaseExceptionGroup(text, errors)
     kernel = plan.parts[messages[0].part].steps[messages[0].step].name
     return Failure(KernelError, text, {"program": plan.program, "kernel": kernel, "device": messages[0].device}, group)

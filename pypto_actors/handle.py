@@ -14,7 +14,6 @@ from pypto_actors.lifecycle import Record, RunState
 from pypto_actors.messages import Cancel
 from pypto_actors.system import System
 
-
 _DONE = RunState.DONE  # looking a member up at its enumeration is slow
 
 

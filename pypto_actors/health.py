@@ -34,8 +34,8 @@ class Health:
         if count > max_restarts:
             self.lost = Failure(
                 DeviceFailedError,
-                f"device {self._rank} is lost: it died {count} times within {WINDOW:.0f} s (max_restarts={max_restarts}), last of {reason}; "
-                "open a new worker",
+                f"device {self._rank} is lost: it died {count} times within {WINDOW:.0f} s (max_restarts={max_restarts}), last of "
+                f"{reason}; open a new worker",
             )
         return Failure(DeviceFailedError, f"device {self._rank} died ({reason}); what it held is gone, its tensors are stale")
 

@@ -11,6 +11,19 @@ from pypto_actors.lifecycle import Record
 from pypto_actors.messages import ToCoordinator
 
 
+class Counter:
+    """Numbers what is accepted, in the order of acceptance."""
+
+    __slots__ = ("last",)
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    def next(self) -> int:
+        self.last += 1
+        return self.last
+
+
 class Candidate(Protocol):
     """Who waits for room in a queue."""
 

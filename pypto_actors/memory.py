@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from pypto_actors.errors import ArgumentTypeError, ArgumentValueError, InternalError, ProgramError, StaleTensorError
 from pypto_actors.lifecycle import Record, RunState
+from pypto_actors.mailbox import Counter
 from pypto_actors.messages import Allocate, Cancel, Copy, Free, Piece, Read, Transfer, Write
 from pypto_actors.recording import shape_of
-from pypto_actors.submission import Counter, host_access, rank_of
+from pypto_actors.submission import host_accesses, rank_of
 from pypto_actors.system import System
 from pypto_actors.tensors import Tensors, tensors_of
 from pypto_actors.values import Access, DeviceTensor, StackedDeviceTensor
@@ -57,7 +58,7 @@ class Memory:
         run = self._counter.next()
         pieces = tuple(Write(run, part, tensor, init) for part, (tensor, init) in enumerate(zip(tensors, inits, strict=bool(inits))))
         record = Record(run)
-        record.message = message = Allocate(run, tensors, pieces, tuple(host_access(init, False) for init in inits))
+        record.message = message = Allocate(run, tensors, pieces, tuple(access for init in inits for access in host_accesses(init, False)))
         self._system.tell(message, record)
         try:
             await self.settle(record)
@@ -96,7 +97,7 @@ class Memory:
         sources = [src] if isinstance(dst, DeviceTensor) else [src[index, ...] for index in range(len(targets))]
         run = self._counter.next()
         pieces = tuple(Write(run, part, target, source) for part, (target, source) in enumerate(zip(targets, sources, strict=True)))
-        await self._copy(run, pieces, [target.writes for target in targets] + [host_access(src, False)])
+        await self._copy(run, pieces, [target.writes for target in targets] + host_accesses(src, False))
 
     async def read(self, dst: Any, src: AnyTensor) -> None:
         sources = self._alive(src, "src")
@@ -106,7 +107,7 @@ class Memory:
         targets = [dst] if isinstance(src, DeviceTensor) else [dst[index, ...] for index in range(len(sources))]
         run = self._counter.next()
         pieces = tuple(Read(run, part, target, source) for part, (target, source) in enumerate(zip(targets, sources, strict=True)))
-        await self._copy(run, pieces, [source.reads for source in sources] + [host_access(dst, True)])
+        await self._copy(run, pieces, [source.reads for source in sources] + host_accesses(dst, True))
 
     async def transfer(self, dst: AnyTensor, src: AnyTensor) -> None:
         targets, sources = self._alive(dst, "dst"), self._alive(src, "src")

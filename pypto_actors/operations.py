@@ -113,9 +113,9 @@ class Operations:
         if record.state is RunState.RUNNING:
             if record.at.get(device):
                 self._answered(record, record.at.pop(device), failure)
-        elif not isinstance(message, Free) and any(space in lost for space, _, _, _ in message.accesses):
-            self._end(record, RunEvent.FAIL, failure)
-        elif isinstance(message, Allocate) and any(tensor.allocation in lost for tensor in message.tensors):
+        elif (not isinstance(message, Free) and any(space in lost for space, _, _, _ in message.accesses)) or (
+            isinstance(message, Allocate) and any(tensor.allocation in lost for tensor in message.tensors)
+        ):
             self._end(record, RunEvent.FAIL, failure)
 
     def restarted(self) -> None:

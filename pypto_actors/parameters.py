@@ -140,7 +140,9 @@ def parameters_of(
         if has_default and not defaults:
             raise ProgramError(f"{where} has a default; a program takes one argument for each parameter, so remove it")
         if given.name not in hints:
-            raise ProgramError(f"{where} has no annotation; write one such as InArray, Annotated[TensorRef, In(shape, dtype)], int or float")
+            raise ProgramError(
+                f"{where} has no annotation; write one such as InArray, Annotated[TensorRef, In(shape, dtype)], int or float"
+            )
         parameter = _parameter(given.name, hints[given.name], where, has_default)
         if parameter.static and not static:
             raise ProgramError(f"{where} is Static, which is for scalars of programs")

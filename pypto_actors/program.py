@@ -108,7 +108,9 @@ def program(function: Callable[..., None], /) -> Program: ...
 
 
 @overload
-def program(*, name: str | None = None, stage: str | None = None, callbacks: Iterable[str] = ()) -> Callable[[Callable[..., None]], Program]: ...
+def program(
+    *, name: str | None = None, stage: str | None = None, callbacks: Iterable[str] = ()
+) -> Callable[[Callable[..., None]], Program]: ...
 
 
 def program(

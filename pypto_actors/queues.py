@@ -1,8 +1,8 @@
 """What is ready for one device, and in which order it goes. Pure and synchronous.
 
-A dispatch that needs several devices stands in the queue of each. When it is its turn on one of them and it cannot go yet, it *claims* all of
-them: a claimed device is handed nothing else. Claims stand in one global order, that of acceptance, so no mix of dispatches can
-deadlock. Whoever was overtaken too often claims its devices as well, whatever the policy says.
+A dispatch that needs several devices stands in the queue of each. When it is its turn on one of them and it cannot go yet, it
+*claims* all of them: a claimed device is handed nothing else. Claims stand in one global order, that of acceptance, so no mix of
+dispatches can deadlock. Whoever was overtaken too often claims its devices as well, whatever the policy says.
 """
 
 from __future__ import annotations

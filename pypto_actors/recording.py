@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from pypto_actors import collectives
 from pypto_actors.errors import PlacementError, ProgramError, PyptoActorsError
 from pypto_actors.gangs import (
@@ -30,6 +31,7 @@ from pypto_actors.program import Kernel, Program
 from pypto_actors.refs import Place, ScalarRef, StackedRef, TensorRef, WindowRef
 from pypto_actors.steps import Callback, RawGang, RawScratch, RawStep, Recording, Touch
 from pypto_actors.values import Shape
+
 
 class Orchestrator:
     """What a program's function records with. Valid while the function runs.
@@ -134,7 +136,9 @@ class Orchestrator:
         members = [tuple(args) for args in args_list]
         ranks = [self._rank(device, f"the gang of kernel {_name(kernel)}") for device in devices]
         if not members or len(members) != len(ranks):
-            raise ProgramError(f"a gang has one or more members and a device for each, got {len(members)} argument lists and devices {ranks}")
+            raise ProgramError(
+                f"a gang has one or more members and a device for each, got {len(members)} argument lists and devices {ranks}"
+            )
         if len(set(ranks)) != len(ranks):
             raise ProgramError(f"a gang has one member a device, got devices {ranks}")
         steps = []

@@ -103,12 +103,12 @@ class ScalarRef:
             f"declare it Static to record each value for itself: {self._name}: Annotated[{kind}, Static()]"
         )
 
-    __bool__ = __int__ = __float__ = __index__ = __complex__ = __hash__ = __len__ = __iter__ = __str__ = _used  # type: ignore[assignment]
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _used  # type: ignore[assignment]
+    __bool__ = __int__ = __float__ = __index__ = __complex__ = __hash__ = __len__ = __iter__ = __str__ = _used
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _used
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _used
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __neg__ = __pos__ = __abs__ = _used
     __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __lshift__ = __rshift__ = __invert__ = _used
-    __divmod__ = __rdivmod__ = __round__ = __trunc__ = __floor__ = __ceil__ = __format__ = _used  # type: ignore[assignment]
+    __divmod__ = __rdivmod__ = __round__ = __trunc__ = __floor__ = __ceil__ = __format__ = _used
 
     def __repr__(self) -> str:
         return f"<ScalarRef {self._name}: {self._kind.__name__}>"
@@ -122,7 +122,10 @@ class StackedRef(TensorRef):
 
     def __getitem__(self, index: SupportsIndex | slice) -> TensorRef:
         if isinstance(index, slice):
-            raise ProgramError(f"the shards of {self._name!r} live on different devices: there are no partial slices, got {index!r}; take {self._name}[rank]")
+            raise ProgramError(
+                f"the shards of {self._name!r} live on different devices: there are no partial slices, got {index!r}; "
+                f"take {self._name}[rank]"
+            )
         start, _, _ = leading(self.shape, index)
         return self._shards[start]
 

@@ -92,9 +92,8 @@ class Registry(Sequence[Any]):
             return f"{program!r} is no program; this worker knows {known}"
         twin = any(entry.program.name == program.name for entry in self._entries.values())
         hint = " (one of the same name is another object)" if twin else ""
-        return (
-            f"this worker does not know program {program.name!r}{hint}; it knows {known}. Pass it to DistributedWorker or `await register` it"
-        )
+        mend = "pass it to DistributedWorker, or `await worker.register` it"
+        return f"this worker does not know program {program.name!r}{hint}; it knows {known}; {mend}"
 
     @overload
     def __getitem__(self, index: int) -> Any: ...

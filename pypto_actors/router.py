@@ -73,7 +73,8 @@ class Router:
         self._port = port
         self._end = end
         self._now = 0.0
-        self._parked: dict[int, Record] = {}  # waits for scratch
+        self._parked: dict[int, Record] = {}  # waits for scratch, or for a device that is down
+        self._down: set[int] = set()
         self._held: list[Record] = []  # accepted after a pause
 
     def route(self, now: float) -> None:
@@ -160,6 +161,9 @@ class Router:
                 return
             assert record.plan is not None
             if len(record.plan.devices) > 1 and not self._top_everywhere(record):
+                if not self._down.isdisjoint(record.plan.devices):
+                    self._park(record)  # it must not keep the devices that are up from others
+                    continue
                 if not record.claimed:
                     self._claim(record)
                 return
@@ -195,10 +199,14 @@ class Router:
             if failure is not None:
                 self._end(record, FAIL, failure)
             elif not record.claimed:
-                record.parked = True
-                self._parked[record.id] = record
+                self._park(record)
             return False
         return True
+
+    def _park(self, record: Record) -> None:
+        """Out of the policy's sight, until memory is freed or a device is up again; others may overtake it."""
+        record.parked = True
+        self._parked[record.id] = record
 
     # ------------------------------------------------------------------------------------------ out of the queues
 
@@ -269,10 +277,12 @@ class Router:
         for other in passed.values():
             other.overtaken += 1
             if other.overtaken >= MOST_OVERTAKEN and not other.claimed:
-                if other.parked:
-                    other.parked = False
-                    del self._parked[other.id]
-                self._claim(other)
+                assert other.plan is not None
+                if self._down.isdisjoint(other.plan.devices):
+                    if other.parked:
+                        other.parked = False
+                        del self._parked[other.id]
+                    self._claim(other)
 
     def leave(self, record: Record) -> None:
         """A record has ended without having been handed over."""
@@ -290,7 +300,7 @@ class Router:
             self.dirty[device] = None
         for parked in list(self._parked.values()):
             assert parked.plan is not None
-            if not freed.isdisjoint(parked.plan.scratch_bytes):
+            if not freed.isdisjoint(parked.plan.devices):
                 del self._parked[parked.id]
                 parked.parked = False
                 for device in parked.plan.devices:
@@ -315,8 +325,16 @@ class Router:
     def down(self, device: int) -> None:
         """A device has died: nothing is handed to it."""
         self.queues[device].outstanding = DOWN
+        self._down.add(device)
+        for record in [record for record in self.queues[device].claims if record.plan is not None]:
+            for other in record.plan.devices:  # it must not keep the devices that are up from others
+                self.queues[other].claims.remove(record)
+                self.dirty[other] = None
+            record.claimed = False
+            self._park(record)
 
     def up(self, device: int) -> None:
         """A device has started again."""
         self.queues[device].outstanding = 0
-        self.dirty[device] = None
+        self._down.discard(device)
+        self.memory_freed([device])

@@ -127,9 +127,7 @@ def sign(
 
 
 def _ref(orchestrator: Orchestrator, parameter: Parameter, shape: Shape, dtype: np.dtype[Any], index: int, device: int | None) -> TensorRef:
-    return TensorRef(
-        orchestrator, parameter.name, shape, dtype, Source.ARGUMENT, index, device=device, writable=parameter.writes
-    )
+    return TensorRef(orchestrator, parameter.name, shape, dtype, Source.ARGUMENT, index, device=device, writable=parameter.writes)
 
 
 def _stacked_ref(orchestrator: Orchestrator, parameter: Parameter, tensor: StackedDeviceTensor, position: int, first: int) -> StackedRef:
@@ -155,7 +153,9 @@ def check_one(program: Program, position: int, arg: Any) -> None:
         _check_array(program, parameter, arg, {})
 
 
-def _whole(plans: PlanFamily, outputs: Sequence[tuple[int, Shape, np.dtype[Any]]], params: Sequence[Parameter]) -> tuple[tuple[int, bool], ...] | None:
+def _whole(
+    plans: PlanFamily, outputs: Sequence[tuple[int, Shape, np.dtype[Any]]], params: Sequence[Parameter]
+) -> tuple[tuple[int, bool], ...] | None:
     """`(position, written)` of the arguments to claim, where none is used in part. Fresh outputs are nobody else's."""
     fresh = {position for position, _, _ in outputs}
     if any(footprint.path for footprint in plans.footprints if footprint.argument not in fresh):
@@ -184,7 +184,9 @@ def _check_array(program: Program, parameter: Parameter, arg: Any, bound: dict[s
     if arg.dtype.hasobject:
         raise ArgumentValueError(f"{where} has the dtype {arg.dtype}, which holds Python objects and cannot go to a device")
     if spec.dtype is not None and arg.dtype != spec.dtype:
-        raise ArgumentValueError(f"{where} must have the dtype {spec.dtype}, got {arg.dtype}; convert it first: .astype({str(spec.dtype)!r})")
+        raise ArgumentValueError(
+            f"{where} must have the dtype {spec.dtype}, got {arg.dtype}; convert it first: .astype({str(spec.dtype)!r})"
+        )
     _check_shape(where, spec, arg.shape, bound, parameter.name)
     return arg.shape, arg.dtype
 
@@ -197,12 +199,15 @@ def _check_shape(where: str, spec: ArraySpec, shape: Shape, bound: dict[str, tup
     for axis, (size, want) in enumerate(zip(shape, spec.shape, strict=True)):
         if isinstance(want, int):
             if size != want:
-                raise ArgumentValueError(f"{where} must have the shape {_form(spec.shape)}, got {shape}: dimension {axis} is {size}, not {want}")
+                raise ArgumentValueError(
+                    f"{where} must have the shape {_form(spec.shape)}, got {shape}: dimension {axis} is {size}, not {want}"
+                )
             continue
         known = bound.setdefault(want, (size, name))
         if known[0] != size:
             raise ArgumentValueError(
-                f"{where} must have the shape {_form(spec.shape)}, got {shape}: dimension {want!r} is {known[0]} by parameter {known[1]!r}, not {size}"
+                f"{where} must have the shape {_form(spec.shape)}, got {shape}: "
+                f"dimension {want!r} is {known[0]} by parameter {known[1]!r}, not {size}"
             )
 
 
@@ -216,7 +221,9 @@ def _output_form(program: Program, parameter: Parameter, bound: dict[str, tuple[
     for size in spec.shape:
         if isinstance(size, str):
             if size not in bound:
-                raise ArgumentTypeError(f"{where} has the shape {_form(spec.shape)}, but no other argument says how large {size!r} is; pass it")
+                raise ArgumentTypeError(
+                    f"{where} has the shape {_form(spec.shape)}, but no other argument says how large {size!r} is; pass it"
+                )
             size = bound[size][0]
         shape.append(size)
     return tuple(shape), spec.dtype
@@ -247,4 +254,3 @@ def _came(value: Any) -> str:
     if isinstance(value, (int, float, str, bool, np.generic)):
         return f"{type(value).__name__} {value!r}"
     return type(value).__name__
-

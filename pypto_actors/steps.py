@@ -55,7 +55,9 @@ class RawScratch(Struct, frozen=True):
     window: str = ""
 
     def at(self, rank: int, world_size: int) -> Scratch:
-        return Scratch(resolve(self.place, rank, world_size), self.shape, self.dtype, math.prod(self.shape) * self.dtype.itemsize, self.window)
+        return Scratch(
+            resolve(self.place, rank, world_size), self.shape, self.dtype, math.prod(self.shape) * self.dtype.itemsize, self.window
+        )
 
 
 class Recording(Struct, frozen=True, eq=False):

@@ -22,15 +22,19 @@ from pypto_actors.errors import (
     WorkerClosedError,
 )
 from pypto_actors.handle import DistributedRunHandle
+from pypto_actors.mailbox import Counter
 from pypto_actors.messages import Submit
-from pypto_actors.registry import Entry
 from pypto_actors.parameters import scalar_of
+from pypto_actors.registry import Entry
 from pypto_actors.signature import Signed, sign_one
 from pypto_actors.system import System
 from pypto_actors.tensors import Tensors
 from pypto_actors.values import HOST, Access, DeviceTensor
 
 Array = np.ndarray[Any, Any]
+
+
+MOST_RUNS = 64  # contiguous runs of a host array that are told apart; interleaved arrays of more wait for each other
 
 
 class Prepared(Struct, eq=False):
@@ -54,6 +58,24 @@ class Options(Struct, frozen=True, eq=False):
 
 
 PLAIN = Options()
+
+
+def host_accesses(array: Array, write: bool) -> list[Access]:
+    """The bytes of a host array: its contiguous runs, or, where they are many, all from the lowest to the highest."""
+    if array.flags.c_contiguous:
+        return [host_access(array, write)]
+    run, runs, depth = array.itemsize, array.size, array.ndim
+    while depth and array.strides[depth - 1] == run:
+        depth -= 1
+        run *= array.shape[depth]
+        runs //= max(1, array.shape[depth])
+    if not 0 < runs <= MOST_RUNS:
+        return [host_access(array, write)]
+    starts = [0]
+    for size, stride in zip(array.shape[:depth], array.strides[:depth], strict=True):
+        starts = [start + index * stride for start in starts for index in range(size)]
+    address: int = array.__array_interface__["data"][0]
+    return [(HOST, address + start, address + start + run, write) for start in sorted(set(starts))]
 
 
 def host_access(array: Array, write: bool) -> Access:
@@ -108,17 +130,21 @@ def _prepare(entry: Entry, signed: Signed, given: Sequence[Any], tensors: Tensor
     for position in signed.writable:
         if not args[position].flags.writeable:
             raise ArgumentValueError(
-                f"parameter {params[position].name!r} of program {entry.program.name!r} is written, got a read-only array; pass a writable copy"
+                f"parameter {params[position].name!r} of program {entry.program.name!r} is written, "
+                "got a read-only array; pass a writable copy"
             )
     for position, kind in signed.scalars:
         if type(args[position]) is not kind:
             args[position] = scalar_of(args[position], kind)
     whole = signed.whole
     if whole is not None:
-        accesses: list[Access] = [
-            (arg.writes if write else arg.reads) if type(arg := args[position]) is DeviceTensor else host_access(arg, write)
-            for position, write in whole
-        ]
+        accesses: list[Access] = []
+        for position, write in whole:
+            arg = args[position]
+            if type(arg) is DeviceTensor:
+                accesses.append(arg.writes if write else arg.reads)
+            else:
+                accesses += host_accesses(arg, write)
     else:
         accesses = _partial(signed, args)
     serial = signed.multiple and _alias(accesses)
@@ -141,13 +167,13 @@ def _partial(signed: Signed, args: Sequence[Any]) -> list[Access]:
         else:
             for start, stop, squeeze in footprint.path:
                 arg = arg[start, ...] if squeeze else arg[start:stop]
-            accesses.append(host_access(arg, footprint.write))
+            accesses += host_accesses(arg, footprint.write)
     for position, arg in enumerate(args):
         if position not in touched and position not in fresh:
             if type(arg) is DeviceTensor:
                 accesses.append(arg.reads)
             elif isinstance(arg, np.ndarray):
-                accesses.append(host_access(arg, False))
+                accesses += host_accesses(arg, False)
     return accesses
 
 
@@ -213,19 +239,6 @@ def _handles(after: Iterable[DistributedRunHandle], worker: Any) -> tuple[Distri
         if handle.worker is not worker:
             raise ArgumentValueError(f"{handle!r} is a dispatch of another worker; await it before the call instead")
     return handles
-
-
-class Counter:
-    """Numbers what is accepted, in the order of acceptance."""
-
-    __slots__ = ("last",)
-
-    def __init__(self) -> None:
-        self.last = 0
-
-    def next(self) -> int:
-        self.last += 1
-        return self.last
 
 
 def accept(system: System, worker: Any, counter: Counter, call: Prepared, options: Options) -> DistributedRunHandle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import anyio
@@ -14,31 +15,33 @@ from pypto_actors.errors import WorkerClosedError
 from pypto_actors.executor import Answer, Backend
 from pypto_actors.host import HostActor
 from pypto_actors.lifecycle import Record
+from pypto_actors.mailbox import Counter
 from pypto_actors.messages import Close, Drain, End, Restarted, Resume
-from pypto_actors.submission import Counter
 from pypto_actors.system import System
 
 Mode = Literal["drain", "abort"]
 
 
 class CallbackThreads:
-    """Threads for host callbacks; they take from one queue."""
+    """Threads for host callbacks, started as they are needed; they take from one queue."""
 
     def __init__(self, system: System, count: int) -> None:
         self._system = system
         self._count = count
+        self._queue: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
         self._threads: list[WorkThread] = []
-        self._next = 0
+        self._running = 0
 
     def run(self, work: Callable[[], Answer]) -> None:
-        if len(self._threads) < self._count:
-            self._threads.append(WorkThread(f"pypto-callbacks-{len(self._threads)}"))
-        thread = self._threads[self._next % len(self._threads)]
-        self._next += 1
-        thread.put(lambda: self._answer(work()))
+        """Have `work` done in a thread, and its answer posted."""
+        self._running += 1
+        if self._running > len(self._threads) < self._count:
+            self._threads.append(WorkThread(f"pypto-callbacks-{len(self._threads)}", self._queue))
+        self._queue.put(lambda: self._system.loop.call_soon_threadsafe(self._answer, work()))
 
     def _answer(self, answer: Answer) -> None:
-        self._system.loop.call_soon_threadsafe(self._system.tell, answer)
+        self._running -= 1
+        self._system.tell(answer)
 
     def end(self) -> None:
         for thread in self._threads:
@@ -92,9 +95,7 @@ class Supervisor:
             raise TimeoutError(f"backend {backend.name!r} did not start within {timeout} s; see startup_timeout") from error
         if getattr(backend, "callbacks_in_threads", True):
             self._threads = CallbackThreads(system, max(1, self._config.num_sub_workers))
-        host = HostActor(
-            self._worker, system.loop, executors, system.tell, self._threads.run if self._threads else None, self._callbacks
-        )
+        host = HostActor(self._worker, system.loop, executors, system.tell, self._threads.run if self._threads else None, self._callbacks)
         system.connect(executors, host)
         system.restarter = self._begin_restart
         self.open = True

@@ -273,6 +273,8 @@ class System:
         self._unasked.clear()
         for record in unheard:
             assert record.failure is not None
-            logger.error("nobody asked for a failure: %s: %s", record.failure.kind.__name__, record.failure.text, exc_info=record.failure.cause)
+            logger.error(
+                "nobody asked for a failure: %s: %s", record.failure.kind.__name__, record.failure.text, exc_info=record.failure.cause
+            )
         if self._unasked_more:
             logger.error("%d further dispatches failed, and perhaps nobody asked for them", self._unasked_more)

@@ -50,9 +50,7 @@ class DeviceTensor(Struct, frozen=True, cache_hash=True, gc=False):
         return cls._at(device, shape, dtype, allocation, 0, nbytes_of(shape, dtype.itemsize), False)
 
     @classmethod
-    def _at(
-        cls, device: int, shape: Shape, dtype: np.dtype[Any], allocation: int, offset: int, nbytes: int, view: bool
-    ) -> DeviceTensor:
+    def _at(cls, device: int, shape: Shape, dtype: np.dtype[Any], allocation: int, offset: int, nbytes: int, view: bool) -> DeviceTensor:
         stop = offset + nbytes
         return cls(
             device,
@@ -139,9 +137,7 @@ def leading(shape: Shape, index: object) -> tuple[int, int, Shape]:
         stop = max(start, stop)
         return start, stop, (stop - start, *shape[1:])
     if isinstance(index, tuple) or index is None or index is Ellipsis or isinstance(index, bool):
-        raise ArgumentTypeError(
-            f"a tensor is indexed along its leading dimension only, by an int or a slice, got {index!r}"
-        )
+        raise ArgumentTypeError(f"a tensor is indexed along its leading dimension only, by an int or a slice, got {index!r}")
     try:
         at = operator.index(index)  # type: ignore[arg-type]
     except TypeError:

@@ -21,6 +21,7 @@ from pypto_actors.events import TraceHook
 from pypto_actors.handle import DistributedRunHandle, RunResult, refuse_inside_callback
 from pypto_actors.host import INSIDE
 from pypto_actors.lifecycle import Record
+from pypto_actors.mailbox import Counter
 from pypto_actors.memory import AnyTensor, Memory, abandon, own
 from pypto_actors.messages import Drain, Pause, Resume, Retire
 from pypto_actors.options import Declared, WorkerOptions, declare, plain
@@ -28,7 +29,7 @@ from pypto_actors.policy import PhaseFair, Policy
 from pypto_actors.registration import RegistrationHandle
 from pypto_actors.registry import Entry, Registry
 from pypto_actors.statistics import Statistics
-from pypto_actors.submission import PLAIN, Counter, Options, Prepared, Waiting, accept, options_of, prepare, queue_full
+from pypto_actors.submission import PLAIN, Options, Prepared, Waiting, accept, options_of, prepare, queue_full
 from pypto_actors.supervision import Supervisor
 from pypto_actors.system import System
 from pypto_actors.tensors import Tensors
@@ -208,9 +209,7 @@ class DistributedWorker:
             raise AmbiguousProgramError(f"a worker is called where it has one program, this one has {known}; use `run(program, …)`")
         return await self.run(self._registry[0], *args)
 
-    def _checked(
-        self, device: int | None, priority: int, deadline: float | None, after: Iterable[DistributedRunHandle]
-    ) -> Options:
+    def _checked(self, device: int | None, priority: int, deadline: float | None, after: Iterable[DistributedRunHandle]) -> Options:
         if device is None and priority == 0 and deadline is None and after == () and type(priority) is int:
             return PLAIN
         return options_of(device, priority, deadline, after, self, self.config.world_size)

@@ -21,7 +21,7 @@ Clock: TypeAlias = Callable[[], float]
 class LocalExecutor:
     """One device in this process; the subclasses say where its kernels and its large copies run."""
 
-    __slots__ = ("_clock", "_interconnect", "_desk", "_rank", "_views", "dead")
+    __slots__ = ("_clock", "_desk", "_interconnect", "_rank", "_views", "dead")
 
     def __init__(self, rank: int, interconnect: Interconnect, desk: Desk, clock: Clock) -> None:
         self._rank = rank
@@ -97,7 +97,7 @@ def execute(message: Dispatch, part: Part, values: Sequence[Any], rank: int, clo
     started = clock()
     number = 0
     try:
-        for number, (function, pick) in enumerate(part.calls):
+        for number, (function, pick) in enumerate(part.calls):  # noqa: B007 (the number of the step that raised)
             function(*pick(values))
     except BaseException as error:
         return Failed(message.run, message.part, rank, number, error, started, clock())

@@ -31,7 +31,9 @@ class Rendezvous:
         self._waves: dict[Key, _Wave] = {}
 
     def come(self, key: Key, meeting: int, members: int, go_on: GoOn) -> bool:
-        """One has come. True: all are there, and those who waited were told to go on. False: `go_on` is called later, with whether all have come.
+        """One has come. True: all are there, and those who waited were told to go on.
+
+        False: `go_on` is called later, with whether all have come.
 
         Raises:
             Deserted: somebody will not come.

@@ -49,12 +49,12 @@ class Inbox:
 
 
 class WorkThread:
-    """A thread that does what is put into its queue, in order, until it is told to end."""
+    """A thread that does what is put into its queue, in order, until it is told to end. Several may share a queue."""
 
     __slots__ = ("_queue", "_thread")
 
-    def __init__(self, name: str) -> None:
-        self._queue: SimpleQueue[Work | None] = SimpleQueue()
+    def __init__(self, name: str, queue: SimpleQueue[Work | None] | None = None) -> None:
+        self._queue: SimpleQueue[Work | None] = SimpleQueue() if queue is None else queue
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 

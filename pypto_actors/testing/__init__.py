@@ -1,12 +1,12 @@
 """For tests, also the users' own: a loop whose time is virtual, a loop that picks among the ready by a seed.
 
-    anyio.run(main, backend_options={"loop_factory": VirtualTimeLoop})
+anyio.run(main, backend_options={"loop_factory": VirtualTimeLoop})
 
-    with asyncio.Runner(loop_factory=functools.partial(SeededLoop, 7)) as runner:
-        runner.run(main())
+with asyncio.Runner(loop_factory=functools.partial(SeededLoop, 7)) as runner:
+    runner.run(main())
 
-    def pytest_asyncio_loop_factories(config, item):  # in conftest.py, for pytest-asyncio
-        return {"virtual": VirtualTimeLoop}
+def pytest_asyncio_loop_factories(config, item):  # in conftest.py, for pytest-asyncio
+    return {"virtual": VirtualTimeLoop}
 """
 
 from pypto_actors.testing.deadlock import DeadlockError

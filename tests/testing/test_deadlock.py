@@ -17,7 +17,7 @@ from pypto_actors.testing.seeded import SeededLoop
 from pypto_actors.testing.virtual_time import NanosecondLoop, VirtualTimeLoop
 
 Factory = type[VirtualTimeLoop] | partial[SeededLoop]
-both = pytest.mark.parametrize("factory", [VirtualTimeLoop, partial(SeededLoop, 1)], ids=["virtual", "seeded"])
+both = pytest.mark.parametrize("factory", [VirtualTimeLoop, partial(SeededLoop, 1, virtual_time=True)], ids=["virtual", "seeded"])
 
 
 class Handle:

@@ -20,8 +20,8 @@ from pypto_actors.testing.virtual_time import VirtualTimeLoop
 T = TypeVar("T")
 
 
-def run(seed: int, main: Callable[[], Coroutine[Any, Any, T]], **options: bool) -> T:
-    with asyncio.Runner(loop_factory=functools.partial(SeededLoop, seed, **options)) as runner:
+def run(seed: int, main: Callable[[], Coroutine[Any, Any, T]], virtual_time: bool = True) -> T:
+    with asyncio.Runner(loop_factory=functools.partial(SeededLoop, seed, virtual_time=virtual_time)) as runner:
         return runner.run(main())
 
 
@@ -198,7 +198,7 @@ def test_timers_come_in_order_and_only_when_nothing_is_ready() -> None:
 
 def test_stop_lets_run_what_was_ready() -> None:
     for seed in range(20):
-        loop = SeededLoop(seed)
+        loop = SeededLoop(seed, virtual_time=True)
         ran: list[int] = []
         for i in range(5):
             loop.call_soon(ran.append, i)
@@ -214,7 +214,7 @@ def test_anyio_run_and_threads() -> None:
         return await anyio.to_thread.run_sync(lambda: threading.current_thread().name)
 
     for seed in range(3):
-        assert "AnyIO" in anyio.run(main, backend_options={"loop_factory": lambda seed=seed: SeededLoop(seed)})
+        assert "AnyIO" in anyio.run(main, backend_options={"loop_factory": lambda seed=seed: SeededLoop(seed, virtual_time=True)})
 
 
 def test_real_time() -> None:
@@ -231,8 +231,14 @@ def test_real_time() -> None:
     assert sum(run(seed, planted_race, virtual_time=False) for seed in range(50)) > 5
 
 
+def test_time_is_real_by_default() -> None:
+    loop = SeededLoop(1)
+    assert not loop.virtual_time
+    loop.close()
+
+
 def test_repr_tells_the_seed_and_decisions_count_choices() -> None:
-    loop = SeededLoop(11)
+    loop = SeededLoop(11, virtual_time=True)
     assert repr(loop) == "<SeededLoop idle at 0.0 s, timers: 0, seed 11>"
     loop.run_until_complete(asyncio.sleep(0))
     assert loop.decisions == 0

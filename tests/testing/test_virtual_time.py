@@ -185,7 +185,7 @@ def test_pytest_asyncio_hook(tmp_path: Path) -> None:
         "from pypto_actors.testing.seeded import SeededLoop\n"
         "from pypto_actors.testing.virtual_time import VirtualTimeLoop\n"
         "def pytest_asyncio_loop_factories(config, item):\n"
-        "    return {'virtual': VirtualTimeLoop, 'seeded': functools.partial(SeededLoop, 7)}\n"
+        "    return {'virtual': VirtualTimeLoop, 'seeded': functools.partial(SeededLoop, 7, virtual_time=True)}\n"
     )
     (tmp_path / "test_it.py").write_text(
         "import asyncio, pytest\n"
