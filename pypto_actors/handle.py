@@ -112,27 +112,26 @@ class DistributedRunHandle(Record, eq=False, weakref=True):
         if timeout is None:
             return await self
         try:
-            async with asyncio.timeout(timeout):
-                await self._ended()
+            async with asyncio.timeout(timeout) as scope:
+                return await self
         except TimeoutError:
-            if not self.ended:
-                raise TimeoutError(f"dispatch {self.id} has not ended within {timeout} s: it is {self.state.value}") from None
-        return self.result()
+            if not scope.expired() or self.ended:
+                return self.result()
+            raise TimeoutError(f"dispatch {self.id} has not ended within {timeout} s: it is {self.state.value}") from None
 
     def __await__(self) -> Generator[Any, None, RunResult]:
-        yield from self._ended().__await__()
-        return self.result()
-
-    async def _ended(self) -> None:
-        self._check_thread("await")
-        refuse_inside_callback(self.worker, "waiting for a dispatch")
-        if not self.ended:
-            waiter = asyncio.get_running_loop().create_future()
+        if INSIDE.get() is not None:
+            refuse_inside_callback(self.worker, "waiting for a dispatch")
+        if not self.state.final:
+            self._check_thread("await")
+            waiter = self.system.loop.create_future()
             self.enlist(waiter)
             try:
-                await waiter
+                yield from waiter
             finally:
-                self.delist(waiter)
+                if not self.state.final:
+                    self.delist(waiter)
+        return self.result()
 
     def _check_thread(self, what: str) -> None:
         self.worker.check_thread(what)

@@ -83,9 +83,10 @@ class Lane:
 
     def _follows(self, device: int) -> bool:
         """Does everything before the last group stand on `device`?"""
-        if device < 0:
-            return False
         group = self.first
+        assert group is not None
+        if device < 0 or next(iter(group.claims)).owner.stands != device:
+            return False
         while group is not self.last:
             assert group is not None
             if not _all_stand(group, device):
@@ -115,7 +116,8 @@ class Lane:
             self.newest = None
         del group.claims[claim]
         if group.claims:
-            self._advance(freed)
+            if self.first is not self.last:
+                self._advance(freed)
             return
         if self.first is not group:
             self._unlink(group, freed)
@@ -126,7 +128,10 @@ class Lane:
             self.last = None
             return
         if not front.opened:
-            self._open_front(front, freed)
+            front.opened = True
+            for other in front.claims:
+                if not other.open:
+                    _open(other, freed)
         if claim.owner.stands < 0:  # else all that may follow to its device is open already
             self._advance(freed)
 
@@ -149,12 +154,6 @@ class Lane:
             before.next = after.next
             if after is self.last:
                 self.last = before
-
-    def _open_front(self, front: Group, freed: list[Owner]) -> None:
-        front.opened = True
-        for claim in front.claims:
-            if not claim.open:
-                _open(claim, freed)
 
     def _advance(self, freed: list[Owner]) -> None:
         """Open whatever may follow those at the front to the device where they all stand."""

@@ -326,7 +326,8 @@ class Router:
         """A device has died: nothing is handed to it."""
         self.queues[device].outstanding = DOWN
         self._down.add(device)
-        for record in [record for record in self.queues[device].claims if record.plan is not None]:
+        for record in list(self.queues[device].claims):
+            assert record.plan is not None
             for other in record.plan.devices:  # it must not keep the devices that are up from others
                 self.queues[other].claims.remove(record)
                 self.dirty[other] = None

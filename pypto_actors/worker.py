@@ -200,7 +200,14 @@ class DistributedWorker:
     ) -> DistributedRunHandle:
         """The same, or `QueueFullError`; never suspends. Also for host callbacks."""
         system = self.open_system()
-        return self._submit_nowait(system, self._registry.entry(program), args, self._checked(device, priority, deadline, after))
+        if device is None and priority == 0 and deadline is None and after == ():
+            options = PLAIN
+        else:
+            options = options_of(device, priority, deadline, after, self, self.config.world_size)
+        call = prepare(self._registry.entry(program), args, self._tensors)
+        if not system.admission.take():
+            raise queue_full(system)
+        return accept(system, self, self._counter, call, options)
 
     async def __call__(self, *args: Any) -> RunResult:
         """`run` of the only program; with several, `AmbiguousProgramError`."""
@@ -237,9 +244,6 @@ class DistributedWorker:
         if system.admission.take():
             return accept(system, self, self._counter, call, options)
         return await self._room(system, call, options, owned=False)
-
-    def _submit_nowait(self, system: System, entry: Entry, args: Sequence[Any], options: Options) -> DistributedRunHandle:
-        return self._submit_prepared_nowait(system, prepare(entry, args, self._tensors), options)
 
     def _submit_prepared_nowait(self, system: System, call: Prepared, options: Options) -> DistributedRunHandle:
         if not system.admission.take():
