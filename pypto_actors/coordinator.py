@@ -79,14 +79,14 @@ class Coordinator:
         self.busy_time = [0.0] * devices
         self._max_restarts = settings.max_restarts
         self._last = 0  # the newest number of acceptance
-        self._any_lost = False
+        self._cautious = self.router.asks_keys  # is there more to see to than hazards, also for the simplest dispatch?
 
     def __repr__(self) -> str:
         return f"<Coordinator of {len(self.queues)} devices: {len(self.records)} accepted and not ended>"
 
     def trace(self) -> None:
         """Tell the port of each change of a record's state."""
-        self.tracing = self.router.tracing = True
+        self.tracing = self.router.tracing = self.operations.tracing = self.operations.watchful = True
 
     def route(self) -> None:
         """Hand over whatever may go. Called when all messages that have come are taken."""
@@ -156,19 +156,24 @@ class Coordinator:
 
     def submit(self, message: Submit, record: Record) -> None:
         """A dispatch was accepted."""
-        self._last = record.id
+        self._last = run = record.id
         self.counts.accepted += 1
-        self.records[record.id] = record
+        self.records[run] = record
         plan = message.plans.fixed
         if plan is None or message.serial:
             plan = self._place(message)
         record.plan = plan
         record.sole = sole = plan.sole
-        if sole >= 0:
+        if message.at > self.now:
+            self.now = message.at
+        if plan.simple and message.plain and not self._cautious:
             self.queues[sole].work += 1
-        else:
-            for device in plan.devices:
-                self.queues[device].work += 1
+            self.hazards.enter(record, message.accesses)
+            if record.waits == 0:
+                self.router.fresh.append(record)
+            return
+        for device in plan.devices:
+            self.queues[device].work += 1
         accesses = message.accesses
         if plan.windows:
             accesses += tuple((number, 0, 1, True) for number in self.ledger.windows(plan, message.program))
@@ -176,14 +181,10 @@ class Coordinator:
         if message.deadline is not None:
             self.router.timed += 1
             self.deadlines.add(record, message.deadline, self.router.timed)
-        if message.at > self.now:
-            self.now = message.at
-        failure = None
-        if record.after:
-            failure = self._depend(record)
-        if self._any_lost and failure is None:
+        failure = self._depend(record) if record.after else None
+        if failure is None:
             failure = next((lost for device in plan.devices if (lost := self.health[device].lost) is not None), None)
-        if self.router.asks_keys and failure is None:
+        if failure is None and self.router.asks_keys:
             failure = self.router.ask_key(record)
         if failure is not None:
             self._end(record, FAIL, failure)
@@ -216,40 +217,44 @@ class Coordinator:
         record = self.records.get(message.run)
         if record is None:
             raise InternalError(f"{message!r} of a dispatch that has ended")
-        plan = record.plan
-        if plan is None:
-            self.operations.answered(record, message.device, None)
-            return
         device, started, finished = message.device, message.started, message.finished
-        if finished > self.now:
-            self.now = finished
-        if device >= 0:
+        if record.sole >= 0:
+            if finished > self.now:
+                self.now = finished
             queue = self.queues[device]
             queue.outstanding -= 1
             self.busy_time[device] += finished - started
             if queue.order:
                 self.router.dirty[device] = None
-            if record.sole >= 0:
-                record.started_at = started
-                if plan.scratch or record.dependents or self.operations.watches or self.tracing:
-                    self._end(record, COMPLETE, None)
-                    return
-                # the end of most dispatches: what `_end` does, without what cannot concern them
-                if record.state is not RUNNING:
-                    record.state.after(COMPLETE)
-                record.state = DONE
-                record.finished_at = self.now
-                self.counts.done += 1
-                queue.work -= 1
-                del self.records[record.id]
-                self.hazards.leave(record, self.router.fresh)
-                waiters = record.waiters
-                if waiters is not None:
-                    if type(waiters) is not list and not waiters.done():
-                        waiters.set_result(None)
-                    else:
-                        record.wake()
+            record.started_at = started
+            if record.scratch or record.dependents or self.operations.watchful:
+                self._end(record, COMPLETE, None)
                 return
+            # the end of most dispatches: what `_end` does, without what cannot concern them
+            if record.state is not RUNNING:
+                record.state.after(COMPLETE)
+            record.state = DONE
+            record.finished_at = self.now
+            self.counts.done += 1
+            queue.work -= 1
+            del self.records[message.run]
+            self.hazards.leave(record, self.router.fresh)
+            waiters = record.waiters
+            if waiters is not None:
+                if type(waiters) is not list and not waiters.done():
+                    waiters.set_result(None)
+                else:
+                    record.wake()
+            return
+        plan = record.plan
+        if plan is None:
+            self.operations.answered(record, device, None)
+            return
+        self.now = max(self.now, finished)
+        if device >= 0:
+            self.queues[device].outstanding -= 1
+            self.busy_time[device] += finished - started
+            self.router.dirty[device] = None
             record.at[device] -= 1
         _began(record, started)
         part = plan.parts[message.part]
@@ -395,7 +400,7 @@ class Coordinator:
         if health.lost is None:
             self.port.restart(device)
             return
-        self._any_lost = True
+        self._cautious = True
         for record in list(self.records.values()):
             if record.state is QUEUED and record.plan is not None and device in record.plan.devices:
                 self._end(record, FAIL, health.lost)

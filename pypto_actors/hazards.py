@@ -268,6 +268,7 @@ class Hazards:
     def __init__(self) -> None:
         # A lone claim stands for itself; ranges are made for the second one.
         self._spaces: dict[int, Claim | Ranges] = {}
+        self.shared = 0  # spaces with ranges; where there are none, nobody stands in anybody's way
 
     def __len__(self) -> int:
         return len(self._spaces)
@@ -303,6 +304,7 @@ class Hazards:
     def _ranges(self, space: int, lone: Claim | Ranges | None) -> Ranges:
         """Ranges for a space that had none; the lone claim of before joins them."""
         ranges = self._spaces[space] = Ranges()
+        self.shared += 1
         if type(lone) is Claim:
             if lone.start == lone.stop:  # an empty tensor: nothing to wait for
                 assert lone.owner.claims is not None
@@ -338,4 +340,5 @@ class Hazards:
                 assert type(ranges) is Ranges
                 ranges.forget(lane)
                 if not ranges.lanes:
+                    self.shared -= 1
                     del spaces[claim.space]

@@ -241,16 +241,18 @@ class _Lowering:
         scratch_bytes: dict[int, int] = {}
         for one in scratch:
             scratch_bytes[one.device] = scratch_bytes.get(one.device, 0) + one.nbytes
+        sole = parts[0].device if len(parts) == 1 and len(devices) == 1 else -1
         return Plan(
             recording.program,
             tuple(parts),
             tuple(sorted(devices)),
-            parts[0].device if len(parts) == 1 and len(devices) == 1 else -1,
+            sole,
             tuple(part.index for part in parts if part.needs == 0),
             scratch,
             scratch_bytes,
             returns,
             any(one.window for one in scratch),
+            sole >= 0 and not scratch,
         )
 
 

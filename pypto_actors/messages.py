@@ -41,6 +41,7 @@ class Submit(Request[None], frozen=True, tag=True, eq=False, gc=False):
     deadline: float | None = None
     stage: str | None = None
     after: tuple[int, ...] = ()
+    plain: bool = False  # no deadline, nothing that it comes after
 
 
 class Allocate(Request[None], frozen=True, tag=True, eq=False, gc=False):

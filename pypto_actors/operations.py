@@ -42,6 +42,8 @@ class Operations:
         self.health = health
         self._waiting: list[Record] = []  # for a device that is starting again
         self.watches: list[tuple[Record, set[int]]] = []
+        self.watchful = False  # must every end be told of? (there are watches, or a trace)
+        self.tracing = False
 
     def start(self, message: Allocate | Copy | Free, record: Record) -> bool:
         """Enter the hazards; says whether the operation may go at once. What cannot be done ends here."""
@@ -157,6 +159,7 @@ class Operations:
         record.state = record.state.after(RunEvent.HAND_OVER)
         remaining = set(runs)
         self.watches.append((record, remaining))
+        self.watchful = True
         if not remaining:
             self._settle_watches()
 
@@ -171,6 +174,7 @@ class Operations:
     def _settle_watches(self) -> None:
         over = [record for record, remaining in self.watches if not remaining]
         self.watches = [watch for watch in self.watches if watch[1]]
+        self.watchful = self.tracing or bool(self.watches)
         for record in over:
             record.state = record.state.after(RunEvent.COMPLETE)
             record.wake()

@@ -117,6 +117,7 @@ class Plan(Struct, frozen=True, eq=False):
     scratch_bytes: Mapping[int, int]  # of each device that holds scratch
     returns: int  # how many callbacks give a value
     windows: bool = False  # is some of its scratch a persistent window?
+    simple: bool = False  # is it one part on one device, without scratch?
 
 
 PlanAt: TypeAlias = Callable[[int, bool], Plan]

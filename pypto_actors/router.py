@@ -63,7 +63,9 @@ class Router:
         self.dirty: dict[int, None] = {}  # devices where something may go now
         self.open_until = ALL  # dispatches up to this number may go
         self.timed = 0  # queued dispatches with a deadline
-        self.tracing = False
+        self.asking = False  # is the user's policy at work?
+        self._slots_alone = slots
+        self._tracing = False
         # our own policies' keys cannot fail, and are asked for only where there is an order to be made
         self.asks_keys = type(policy) not in OWN_POLICIES
         self.operations: Operations | None = None
@@ -76,6 +78,16 @@ class Router:
         self._parked: dict[int, Record] = {}  # waits for scratch, or for a device that is down
         self._down: set[int] = set()
         self._held: list[Record] = []  # accepted after a pause
+
+    @property
+    def tracing(self) -> bool:
+        """Is the port to be told of each change of a record's state?"""
+        return self._tracing
+
+    @tracing.setter
+    def tracing(self, on: bool) -> None:
+        self._tracing = on
+        self._slots_alone = 0 if on else self.slots
 
     def route(self, now: float) -> None:
         """Hand over whatever may go. Called when all messages that have come are taken."""
@@ -100,21 +112,25 @@ class Router:
 
     def ask_key(self, record: Record) -> Failure | None:
         """Ask the policy where `record` stands among those of its stage."""
+        self.asking = True
         try:
             record.key = self.policy.key(item_of(record))
         except Exception as error:
             return policy_failed(record, self.policy, "key", error)
+        finally:
+            self.asking = False
         return None
 
     # ------------------------------------------------------------------------------------------ into the queues
 
     def _goes_alone(self, record: Record) -> bool:
         """Hand it over at once if nobody else is ready on its only device and nothing else can stand in its way, as is most common."""
-        sole, plan, message = record.sole, record.plan, record.message
-        if sole < 0 or plan is None or record.id > self.open_until or record.state is not QUEUED:
+        plan, message = record.plan, record.message
+        if plan is None or not plan.simple or not message.plain or record.id > self.open_until or record.state is not QUEUED:
             return False
+        sole = plan.sole
         queue = self.queues[sole]
-        if queue.order or queue.outstanding >= self.slots or message.deadline is not None or plan.scratch or self.tracing:
+        if queue.order or queue.outstanding >= self._slots_alone:
             return False
         # what `_hand_over` does, without what cannot concern it
         record.state = RUNNING
@@ -123,7 +139,10 @@ class Router:
         if message.stage is not None:
             queue.count(message.stage)
         queue.outstanding += 1
-        self._hazards.stand(record, self.fresh)
+        if self._hazards.shared:
+            self._hazards.stand(record, self.fresh)
+        else:
+            record.stands = sole
         self._port.send(sole, Dispatch(record.id, 0, plan, message.args))
         return True
 
@@ -151,12 +170,15 @@ class Router:
 
     def _fill(self, queue: DeviceQueue) -> None:
         while queue.outstanding < self.slots and queue.order:
+            self.asking = True
             try:
                 record = queue.first(self.policy)
             except Exception as error:
+                self.asking = False
                 oldest = queue.order[0]
                 self._end(oldest, FAIL, policy_failed(oldest, self.policy, "choose", error))
                 continue
+            self.asking = False
             if record is None or record.id > self.open_until:
                 return
             assert record.plan is not None
@@ -215,7 +237,7 @@ class Router:
         assert plan is not None
         message = record.message
         record.state = record.state.after(HAND_OVER)
-        if self.tracing:
+        if self._tracing:
             self._port.changed(record, QUEUED)
         self._counts.handed_over += 1
         if message.deadline is not None:

@@ -259,6 +259,7 @@ def accept(system: System, worker: Any, counter: Counter, call: Prepared, option
         options.deadline,
         entry.program.stage,
         tuple([handle.id for handle in after]) if after else (),
+        options is PLAIN,
     )
     handle = DistributedRunHandle(run, entry.shown, message, after, call.outputs, now, system, worker)
     system.tell(message, handle)

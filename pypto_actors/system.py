@@ -15,7 +15,7 @@ from pypto_actors.coordinator import Coordinator, Settings
 from pypto_actors.deadlines import NEVER
 from pypto_actors.device import DeviceActor
 from pypto_actors.errors import InternalError
-from pypto_actors.events import COORDINATOR, HOST_ACTOR, Changed, Received, Routed, Started, TraceHook
+from pypto_actors.events import COORDINATOR, HOST_ACTOR, Changed, Event, Received, Routed, Started, TraceHook
 from pypto_actors.executor import Executor, clock_of
 from pypto_actors.host import HostActor
 from pypto_actors.lifecycle import Failure, Record, RunState
@@ -38,7 +38,8 @@ class System:
         self.clock = clock_of(loop)
         self.tensors = tensors
         self.restarter: Callable[[int], None] | None = None
-        self.trace = trace
+        self.trace = None if trace is None else self._hook
+        self._user_hook = trace
         self.admission = Admission(max_queued)
         self.left = self.admission.give  # a dispatch has left the queue (called by the coordinator)
         self.coordinator = Coordinator(settings, self)
@@ -53,13 +54,13 @@ class System:
         self._later: deque[Callable[[], None]] = deque()
         self._calls: deque[Call] = deque()  # the host actor's mail
         self._scheduled = False
-        self._deciding = False  # is the coordinator at work?
+        self._hooked = False  # is the user's trace hook at work?
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
         self._unasked: dict[int, Record] = {}
         self._unasked_more = 0
-        if trace is not None:
-            trace(Started(loop.time(), 0, settings))
+        if self.trace is not None:
+            self.trace(Started(loop.time(), 0, settings))
 
     def __repr__(self) -> str:
         return f"<System of {self.coordinator!r}, {len(self.mail)} messages waiting>"
@@ -74,6 +75,15 @@ class System:
         self.devices[rank] = DeviceActor(rank, executor)
         assert self.host is not None
         self.host.executors[rank] = executor
+
+    def _hook(self, event: Event) -> None:
+        """Show an event to the user's hook, which may ask the worker something, but cannot make the coordinator go on meanwhile."""
+        assert self._user_hook is not None
+        before, self._hooked = self._hooked, True
+        try:
+            self._user_hook(event)
+        finally:
+            self._hooked = before
 
     # ------------------------------------------------------------------------------------------ mail
 
@@ -145,7 +155,7 @@ class System:
 
     def flush(self) -> None:
         """Let the coordinator take the mail that has come, now, so that what it knows is up to date. It hands nothing over."""
-        if self.mail and not self._deciding:
+        if self.mail and not self._hooked and not self.router.asking:
             try:
                 if self.crashed is None:
                     self._take_mail()
@@ -167,7 +177,6 @@ class System:
             if coordinator.deadlines:
                 self._tick_if_due()
             while True:
-                self._deciding = True
                 while mail:
                     message, record = mail.popleft()
                     # the two that every dispatch has; in a `match` every class that does not fit costs as much as a call
@@ -181,13 +190,11 @@ class System:
                     if self.trace is not None:
                         self.trace(Routed(self.loop.time(), 0))
                     coordinator.route()
-                self._deciding = False
                 if self._calls:
                     self._give_calls()
                 while busy:
                     actor = busy[0]
                     waiting = actor.mail
-                    assert waiting is not None
                     while waiting:
                         budget -= 1
                         actor.receive(waiting.popleft())
@@ -201,7 +208,6 @@ class System:
         except Exception as error:
             self._crash(error)
         finally:
-            self._deciding = False
             if mail or busy or later or self._calls:
                 self._schedule()
 
@@ -221,12 +227,8 @@ class System:
             self.host.receive(self._calls.popleft())
 
     def _take_mail(self) -> None:
-        self._deciding = True
-        try:
-            while self.mail:
-                self.coordinator.receive(*self.mail.popleft())
-        finally:
-            self._deciding = False
+        while self.mail:
+            self.coordinator.receive(*self.mail.popleft())
 
     def _arm(self, deadline: float) -> None:
         if deadline == self._timer_at:
