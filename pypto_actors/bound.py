@@ -131,7 +131,7 @@ class BoundProgram:
             raise ArgumentTypeError(
                 f"bound program {self._entry.program.name!r} takes {len(self._rest)} arguments ({names}), got {len(rest)}"
             )
-        return prepare(self._entry, [args[position] for position in sorted(args)], self._tensors)
+        return prepare(self._entry, tuple([args[position] for position in sorted(args)]), self._tensors)
 
     def __repr__(self) -> str:
         params = self._entry.program.params

@@ -10,13 +10,26 @@ from pypto_actors.errors import UnknownProgramError
 from pypto_actors.program import Program
 from pypto_actors.signature import Signed, sign, signature_key
 
+MOST_CALLS = 1024  # checked calls that are remembered of each program
 MOST_RECORDINGS = 256  # of each program; the least recently used leaves
 
 
 class Entry:
     """One registered program: its callbacks, and the recordings of the signatures that were used."""
 
-    __slots__ = ("_callbacks", "_windows", "_world_size", "active", "has_static", "program", "shown", "signed")
+    __slots__ = (
+        "_callbacks",
+        "_windows",
+        "_world_size",
+        "active",
+        "calls",
+        "epoch",
+        "has_static",
+        "program",
+        "resident",
+        "shown",
+        "signed",
+    )
 
     def __init__(
         self,
@@ -30,6 +43,9 @@ class Entry:
         self.program = program
         self.shown = shown  # what the user passed: the program, or a compiled one
         self.active = True
+        self.resident = all(parameter.array is not None for parameter in program.params)
+        self.calls: dict[tuple[Any, ...], Any] = {}  # checked calls by their device tensors, while none of them ends
+        self.epoch = -1
         self.has_static = program.has_static
         self._world_size = world_size
         self._callbacks = callbacks
@@ -52,6 +68,17 @@ class Entry:
         if len(self.signed) > 1:
             self.signed.move_to_end(key)
         return signed
+
+    def keep_call(self, tensors: tuple[Any, ...], call: Any) -> None:
+        """Remember a checked call of device tensors only."""
+        if len(self.calls) >= MOST_CALLS:
+            self.calls.clear()
+        self.calls[tensors] = call
+
+    def forget_calls(self, epoch: int) -> None:
+        """A tensor has ended: what was checked must be checked again."""
+        self.calls.clear()
+        self.epoch = epoch
 
     def check_active(self) -> None:
         """Raise `UnknownProgramError` if the program was unregistered."""
@@ -80,10 +107,12 @@ class Registry(Sequence[Any]):
 
     def entry(self, program: Any) -> Entry:
         """The entry of a program, plain or compiled; `UnknownProgramError` if there is none."""
-        plain = program if type(program) is Program else getattr(program, "program", program)
-        entry = self._entries.get(id(plain))
+        entry = self._entries.get(id(program))
         if entry is None:
-            raise UnknownProgramError(self._unknown(plain))
+            plain = getattr(program, "program", program)
+            entry = self._entries.get(id(plain))
+            if entry is None:
+                raise UnknownProgramError(self._unknown(plain))
         return entry
 
     def _unknown(self, program: object) -> str:

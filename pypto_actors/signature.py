@@ -31,7 +31,7 @@ class Signed(Struct, frozen=True, eq=False):
     outputs: tuple[tuple[int, Shape, np.dtype[Any]], ...]  # return style: what is allocated for the caller
     multiple: bool  # has it several parts?
     whole: tuple[tuple[int, bool], ...] | None  # (position, written) where every argument is used whole
-    resident: tuple[tuple[int, bool], ...] | None  # `whole`, where all arguments are device tensors
+    resident: bool  # are all arguments device tensors?
     given: tuple[int, ...]  # positions of the arguments that the call brings
 
 
@@ -121,7 +121,7 @@ def sign(
         outputs=tuple(outputs),
         multiple=len(plans.at(0).parts) > 1,
         whole=whole,
-        resident=whole if len(placed) == len(params) else None,
+        resident=len(placed) == len(params) and not stacked,
         given=positions,
     )
 

@@ -94,22 +94,27 @@ def host_access(array: Array, write: bool) -> Access:
     return (HOST, address + low, address + high + array.itemsize, write)
 
 
-def prepare(entry: Entry, given: Sequence[Any], tensors: Tensors) -> Prepared:
+def prepare(entry: Entry, given: tuple[Any, ...], tensors: Tensors) -> Prepared:
     """Check a call. Raises the first fault, with the parameter, what came and what was expected."""
+    if entry.resident:  # its calls have brought device tensors only, which can be looked up as they are
+        if entry.epoch != tensors.epoch:
+            entry.forget_calls(tensors.epoch)
+        try:
+            known: Prepared | None = entry.calls.get(given)
+        except TypeError:  # this one brings something else
+            entry.resident = False
+        else:
+            if known is not None:
+                return known
     # what `entry.sign` does where nothing is new, in this frame
     key = tuple([arg.signature if type(arg) is DeviceTensor else sign_one(arg) for arg in given])
     signed = None if entry.has_static or len(entry.signed) > 1 else entry.signed.get(key)
     if signed is None:
         signed = entry.sign(given)
-    if signed.resident is not None:  # device tensors only: all that can be wrong is that one is gone
-        alive = tensors.alive
-        for tensor in given:
-            if tensor.allocation not in alive:
-                break
-        else:
-            accesses = tuple([given[position].writes if write else given[position].reads for position, write in signed.resident])
-            return Prepared(entry, signed, tuple(given), accesses, (), signed.multiple and _alias(accesses))
-    return _prepare(entry, signed, given, tensors)
+    call = _prepare(entry, signed, given, tensors)
+    if entry.resident and signed.resident:
+        entry.keep_call(given, call)
+    return call
 
 
 def _prepare(entry: Entry, signed: Signed, given: Sequence[Any], tensors: Tensors) -> Prepared:
@@ -241,8 +246,8 @@ def _handles(after: Iterable[DistributedRunHandle], worker: Any) -> tuple[Distri
     return handles
 
 
-def accept(system: System, worker: Any, counter: Counter, call: Prepared, options: Options) -> DistributedRunHandle:
-    """Put the call into the mailbox; room for it is taken already."""
+def accept(system: System, worker: Any, counter: Counter, call: Prepared, options: Options, waits: bool = False) -> DistributedRunHandle:
+    """Put the call into the mailbox; room for it is taken already. `waits`: the caller will do nothing else before its end."""
     counter.last = run = counter.last + 1
     now = system.clock()
     entry, signed, after = call.entry, call.signed, options.after
@@ -262,7 +267,10 @@ def accept(system: System, worker: Any, counter: Counter, call: Prepared, option
         options is PLAIN,
     )
     handle = DistributedRunHandle(run, entry.shown, message, after, call.outputs, now, system, worker)
-    system.tell(message, handle)
+    if waits:
+        system.tell_now(message, handle)
+    else:
+        system.tell(message, handle)
     return handle
 
 

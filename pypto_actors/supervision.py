@@ -97,6 +97,7 @@ class Supervisor:
             self._threads = CallbackThreads(system, max(1, self._config.num_sub_workers))
         host = HostActor(self._worker, system.loop, executors, system.tell, self._threads.run if self._threads else None, self._callbacks)
         system.connect(executors, host)
+        system.eager = not getattr(backend, "virtual_time", False)
         system.restarter = self._begin_restart
         self.open = True
 

@@ -54,6 +54,7 @@ class System:
         self._later: deque[Callable[[], None]] = deque()
         self._calls: deque[Call] = deque()  # the host actor's mail
         self._scheduled = False
+        self.eager = False  # do kernels run elsewhere, so that a turn in the caller's frame is short?
         self._hooked = False  # is the user's trace hook at work?
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
@@ -95,6 +96,14 @@ class System:
         if not self._scheduled:
             self._scheduled = True
             self.loop.call_soon(self.turn)
+
+    def tell_now(self, message: ToCoordinator, record: Record) -> None:
+        """Put a message into the mailbox and let the actors work at once: what waits for a kernel elsewhere has a way to go."""
+        if self._scheduled or not self.eager:
+            self.tell(message, record)
+        else:
+            self.post(message, record)
+            self.turn()
 
     def post(self, message: ToCoordinator, record: Record | None = None) -> None:
         """The same, where a turn is under way or follows."""

@@ -225,19 +225,20 @@ class DistributedWorker:
         admission = system.admission
         if admission.room > 0 and not admission.waiting:
             admission.room -= 1
-            handle = accept(system, self, self._counter, call, options)
-            handle.waiters = waiter = system.loop.create_future()
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                await abandon(system, handle)
-                raise
+            handle = accept(system, self, self._counter, call, options, True)
+            if not handle.state.final:
+                handle.waiters = waiter = system.loop.create_future()
+                try:
+                    await waiter
+                except asyncio.CancelledError:
+                    await abandon(system, handle)
+                    raise
         else:
             handle = await self._room(system, call, options, owned=True)
             await own(system, handle)
         return handle.result()
 
-    async def _submit(self, system: System, entry: Entry, args: Sequence[Any], options: Options) -> DistributedRunHandle:
+    async def _submit(self, system: System, entry: Entry, args: tuple[Any, ...], options: Options) -> DistributedRunHandle:
         return await self._submit_prepared(system, prepare(entry, args, self._tensors), options)
 
     async def _submit_prepared(self, system: System, call: Prepared, options: Options) -> DistributedRunHandle:

@@ -18,6 +18,7 @@ from pypto_actors.plan import Part, Sync
 
 LARGE_COPY = 1 << 17  # bytes; from here on a copy takes longer than the way to a thread and back
 Work: TypeAlias = Callable[[], Any]
+Ready: TypeAlias = tuple[Dispatch, Part, list[Any]]
 
 
 class Inbox:
@@ -78,13 +79,15 @@ class WorkThread:
 class ThreadExecutor(LocalExecutor):
     """Kernels run in the device's thread; large copies in a second one, its copy engine, so that no kernel holds them up."""
 
-    __slots__ = ("_copies", "_inbox", "_thread")
+    __slots__ = ("_copies", "_inbox", "_queue", "_thread")
 
     def __init__(self, rank: int, interconnect: Interconnect, desk: Desk, clock: Clock, inbox: Inbox) -> None:
         super().__init__(rank, interconnect, desk, clock)
         self._inbox = inbox
-        self._thread = WorkThread(f"pypto-device-{rank}")
+        self._queue: SimpleQueue[Ready | None] = SimpleQueue()
         self._copies: WorkThread | None = None
+        self._thread = threading.Thread(target=self._serve, name=f"pypto-device-{rank}", daemon=True)
+        self._thread.start()
 
     def dispatch(self, message: Dispatch) -> None:
         part = message.plan.parts[message.part]
@@ -93,15 +96,48 @@ class ThreadExecutor(LocalExecutor):
         except Exception as error:
             self.unable(message, error)
             return
-        self._thread.put(_Run(self, message, part, values, self._rank, self._clock))
+        self._queue.put((message, part, values))
 
-    def answer(self, answer: Answer) -> None:
-        """From the device's thread: hand an answer in on the loop."""
+    def _serve(self) -> None:
+        """The device's thread: do what comes, in order, until it is told to end."""
+        get, put, clock, rank = self._queue.get, self._inbox.put, self._clock, self._rank
+        while (ready := get()) is not None:
+            message, part, values = ready
+            if part.meeting or len(part.events) > 1:
+                answer = self.over(message, self._step(message, part, values))
+            elif self.dead:
+                continue
+            else:
+                answer = execute(message, part, values, rank, clock)
+            if not self.dead:
+                put(answer, self)
+            del ready, message, values, answer  # the next may be long in coming, and these hold arrays
+
+    def _step(self, message: Dispatch, part: Part, values: list[Any]) -> Answer:
+        """A part that meets other devices, or in which others await something."""
+        if self.dead:
+            now = self._clock()
+            return Failed(message.run, message.part, self._rank, -1, RuntimeError("its device has died"), now, now)
+        steps = stepping(message, part, values, self._rank, self._clock, self._reached)
+        try:
+            sync = next(steps)
+            while True:
+                try:
+                    self._meet((message.run, part.wave), sync)
+                except Deserted as error:
+                    sync = steps.throw(error)
+                else:
+                    sync = next(steps)
+        except StopIteration as end:
+            answer: Answer = end.value
+            return answer
+
+    def _reached(self, answer: Answer) -> None:
         if not self.dead:
             self._inbox.put(answer, self)
 
-    def meet(self, key: Key, sync: Sync) -> None:
-        """From the device's thread: wait until all devices of the meeting have come; raises `Deserted` if one will not."""
+    def _meet(self, key: Key, sync: Sync) -> None:
+        """Wait until all devices of the meeting have come; raises `Deserted` if one will not."""
         gate: SimpleQueue[bool] = SimpleQueue()
         if not self._interconnect.rendezvous.come(key, sync.number, sync.members, gate.put) and not gate.get():
             raise Deserted
@@ -112,54 +148,23 @@ class ThreadExecutor(LocalExecutor):
             return
         if self._copies is None:
             self._copies = WorkThread(f"pypto-copies-{self._rank}")
-        self._copies.put(lambda: self.answer(self.copied(message)))
+        self._copies.put(lambda: self._copied(message))
 
-    def end(self) -> list[WorkThread]:
-        threads = [self._thread] if self._copies is None else [self._thread, self._copies]
-        for thread in threads:
-            thread.end()
-        return threads
+    def _copied(self, message: Piece) -> None:
+        answer = self.copied(message)
+        if not self.dead:
+            self._inbox.put(answer, self)
 
+    def end(self) -> None:
+        """No more work; returns at once, the threads end after what they have."""
+        self._queue.put(None)
+        if self._copies is not None:
+            self._copies.end()
 
-class _Run:
-    """One part on its way through a device's thread."""
-
-    __slots__ = ("_clock", "_executor", "_message", "_part", "_rank", "_values")
-
-    def __init__(self, executor: ThreadExecutor, message: Dispatch, part: Part, values: list[Any], rank: int, clock: Clock) -> None:
-        self._executor = executor
-        self._message = message
-        self._part = part
-        self._values = values
-        self._rank = rank
-        self._clock = clock
-
-    def __call__(self) -> None:
-        message, part = self._message, self._part
-        if self._executor.dead:
-            now = self._clock()
-            self._executor.over(message, Failed(message.run, message.part, self._rank, -1, RuntimeError("its device has died"), now, now))
-            return
-        if part.meeting or len(part.events) > 1:
-            self._executor.answer(self._executor.over(message, self._step()))
-        else:
-            self._executor.answer(execute(message, part, self._values, self._rank, self._clock))
-
-    def _step(self) -> Answer:
-        message, part = self._message, self._part
-        steps = stepping(message, part, self._values, self._rank, self._clock, self._executor.answer)
-        try:
-            sync = next(steps)
-            while True:
-                try:
-                    self._executor.meet((message.run, part.wave), sync)
-                except Deserted as error:
-                    sync = steps.throw(error)
-                else:
-                    sync = next(steps)
-        except StopIteration as end:
-            answer: Answer = end.value
-            return answer
+    def join(self) -> None:
+        self._thread.join()
+        if self._copies is not None:
+            self._copies.join()
 
 
 class ThreadBackend:
@@ -191,7 +196,8 @@ class ThreadBackend:
         return executor
 
     async def stop(self) -> None:
-        threads = [thread for executor in self._executors for thread in executor.end()]
-        self._executors = []
-        for thread in threads:  # they are idle: all answers have come
-            thread.join()
+        executors, self._executors = self._executors, []
+        for executor in executors:
+            executor.end()
+        for executor in executors:  # they are idle: all answers have come
+            executor.join()
