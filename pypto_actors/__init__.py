@@ -26,6 +26,7 @@ from pypto_actors.errors import (
 )
 from pypto_actors.handle import DistributedRunHandle, RunResult
 from pypto_actors.lifecycle import RunState
+from pypto_actors.loading import load_program
 from pypto_actors.parameters import In, InArray, InOut, InOutArray, Out, OutArray, Parameter, Static
 from pypto_actors.policy import Arrival, Item, PhaseFair, Policy, PriorityOrder, View
 from pypto_actors.program import Kernel, Program, kernel, program
@@ -87,5 +88,6 @@ __all__ = [
     "View",
     "WorkerClosedError",
     "kernel",
+    "load_program",
     "program",
 ]

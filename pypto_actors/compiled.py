@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from pypto_actors.config import DistributedConfig
+from pypto_actors.digest import digest_of
 from pypto_actors.errors import InternalError
 from pypto_actors.parameters import Parameter
 from pypto_actors.program import Program
+from pypto_actors.saving import read, save
 
 
 class DistributedCompiledProgram:
@@ -23,6 +27,10 @@ class DistributedCompiledProgram:
     open_worker: ClassVar[Callable[..., Any] | None] = None  # set by worker.py, which stands above
 
     def __init__(self, program: Program, config: DistributedConfig) -> None:
+        if not isinstance(program, Program):
+            raise TypeError(f"a compiled program is made of a program, got {program!r}")
+        if not isinstance(config, DistributedConfig):
+            raise TypeError(f"config must be a DistributedConfig, got {config!r}")
         self.program = program
         self.config = config
 
@@ -38,11 +46,38 @@ class DistributedCompiledProgram:
     def params(self) -> tuple[Parameter, ...]:
         return self.program.params
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """Identity across processes: a hex SHA-256 of the source of the program and of what it uses, of parameters and configuration.
+
+        Raises:
+            ProgramError: the program is not one of an importable file with module-level kernels and callbacks; the text names why.
+        """
+        return digest_of(self.program, self.config)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write a directory that stands on its own, for `from_dir`.
+
+        Raises:
+            ProgramError: as `digest`; or the program needs other files of its project, or the directory holds something else.
+        """
+        save(self.program, self.config, directory)
+
+    @classmethod
+    def from_dir(cls, directory: str | os.PathLike[str]) -> DistributedCompiledProgram:
+        """Read what `save` wrote. This runs the code in the directory: load only what you trust.
+
+        Raises:
+            ProgramLoadError: the directory is damaged, changed or foreign; the text names the file, the fault and the remedy.
+        """
+        return cls(*read(directory))
+
     def prepare(self, extra_compiled: Iterable[Any] = (), **worker_options: Any) -> Any:
         """A `DistributedWorker` of this program and `extra_compiled`, not yet entered; options as there."""
-        if type(self).open_worker is None:
+        open_worker = type(self).open_worker
+        if open_worker is None:
             raise InternalError("no worker is imported")
-        return type(self).open_worker([self, *extra_compiled], **worker_options)
+        return open_worker([self, *extra_compiled], **worker_options)
 
     async def __call__(self, *args: Any) -> Any:
         """One-shot: open a worker, run, close; gives the `RunResult`."""
@@ -51,3 +86,6 @@ class DistributedCompiledProgram:
 
     def __repr__(self) -> str:
         return f"<DistributedCompiledProgram {self.program!r} on {self.config!r}>"
+
+
+Program.compiler = DistributedCompiledProgram

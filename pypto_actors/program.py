@@ -6,9 +6,10 @@ import functools
 import sys
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
-from pypto_actors.errors import ProgramError
+from pypto_actors.config import DistributedConfig
+from pypto_actors.errors import InternalError, ProgramError
 from pypto_actors.parameters import Mode, Parameter, hints_of, parameters_of
 
 
@@ -62,6 +63,8 @@ class Program:
         function: the plain function.
     """
 
+    compiler: ClassVar[Callable[..., Any] | None] = None  # set by compiled.py, which stands above
+
     def __init__(
         self,
         function: Callable[..., None],
@@ -92,6 +95,13 @@ class Program:
         self.has_static = any(parameter.static for parameter in self.params)
         if function.__code__.co_argcount < 1:
             raise ProgramError(f"program {self.name!r} takes no orchestrator: its first parameter is `orch: Orchestrator`")
+
+    def compile(self, config: DistributedConfig | None = None) -> Any:
+        """A `DistributedCompiledProgram` for `config` (default: one simulated device)."""
+        compiler = type(self).compiler
+        if compiler is None:
+            raise InternalError("no compiler is imported")
+        return compiler(self, DistributedConfig() if config is None else config)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise ProgramError(
