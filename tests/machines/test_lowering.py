@@ -111,10 +111,7 @@ def test_the_footprints_cover_what_the_steps_touch_and_no_more(recording: Record
             for byte in range(touch.start, touch.stop)
         }
         covered = {
-            (one.argument, byte)
-            for one in family_of(recording).footprints
-            if one.write or not write
-            for byte in range(one.start, one.stop)
+            (one.argument, byte) for one in family_of(recording).footprints if one.write or not write for byte in range(one.start, one.stop)
         }
         assert touched == covered
 
