@@ -1,6 +1,7 @@
 """`Hazards` against a plain list of accesses: after each event, exactly those may go whom nothing before them holds up.
 
-Breaks that this catches, each planted once in a copy: readers that wait for readers, a writer that does not wait for readers, a chain across
+Breaks that this catches, each planted once in a copy: readers that wait for readers, a writer that does not wait for readers, a
+chain across
 two devices, no merge of readers when a writer between them leaves, a split that forgets who waits, ranges that are never forgotten.
 """
 
