@@ -38,7 +38,7 @@ class Deadlines:
     def passed(self, now: float) -> list[Record]:
         """Whose deadline has passed, while queued."""
         late = []
-        while self.next() <= now:
+        while self.next() <= now and self._heap:
             late.append(self._records[heappop(self._heap)[1]])
         return late
 

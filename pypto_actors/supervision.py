@@ -70,7 +70,7 @@ class Supervisor:
         self._callbacks = callbacks
         self._threads: CallbackThreads | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._abort = asyncio.Event()
+        self._abort: asyncio.Future[None] = system.loop.create_future()  # resolved when a drain must become an abort
         self._restarts: set[asyncio.Task[None]] = set()
         self._timeout = 60.0
         self.open = False
@@ -126,7 +126,7 @@ class Supervisor:
             await asyncio.shield(closing)
         except asyncio.CancelledError:
             if not closing.done():
-                self._abort.set()
+                self._must_abort()
                 await _finished(closing)
             raise
 
@@ -135,7 +135,7 @@ class Supervisor:
         if self.closed:
             return
         closing = self._begin(mode)
-        timer = self._system.loop.call_later(timeout, self._abort.set) if timeout is not None else None
+        timer = self._system.loop.call_later(timeout, self._must_abort) if timeout is not None else None
         try:
             await asyncio.shield(closing)
         finally:
@@ -144,7 +144,7 @@ class Supervisor:
 
     def _begin(self, mode: Mode) -> asyncio.Task[None]:
         if mode == "abort":
-            self._abort.set()
+            self._must_abort()
         if self._closing is None:
             self.open = False
             self._refuse_waiting()
@@ -154,6 +154,10 @@ class Supervisor:
         elif mode == "abort" and not self._closing.done():
             self._tell_abort()
         return self._closing
+
+    def _must_abort(self) -> None:
+        if not self._abort.done():
+            self._abort.set_result(None)
 
     def _tell_abort(self) -> None:
         self._system.tell(Close())
@@ -184,16 +188,12 @@ class Supervisor:
         system.tell(Drain(record.id), record)
         ended = system.loop.create_future()
         record.enlist(ended)
-        abort = system.loop.create_task(self._abort.wait())
-        try:
-            if system.crashed is not None:
-                return
-            await asyncio.wait([ended, abort], return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
-                self._tell_abort()
-                await ended
-        finally:
-            abort.cancel()
+        if system.crashed is not None:
+            return
+        await asyncio.wait([ended, self._abort], return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            self._tell_abort()
+            await ended
 
     async def _stop(self) -> None:
         with anyio.CancelScope(shield=True):

@@ -24,6 +24,7 @@ from pypto_actors.messages import Call, Completed, Died, Submit, Tick, ToCoordin
 from pypto_actors.tensors import Tensors
 
 TURN = 64  # messages to devices in one turn of the loop
+EARLY = 1e-3  # seconds before its time at which a timer may be called
 MOST_UNASKED = 1000  # failures kept for the log
 logger = logging.getLogger("pypto_actors")
 
@@ -251,7 +252,8 @@ class System:
         self._timer = None
         self._timer_at = NEVER
         # asyncio may call a little early: what it takes for reached has been reached
-        self.post(Tick(max(self.loop.time(), self.coordinator.deadlines.next())) if self.coordinator.deadlines else Tick(self.loop.time()))
+        now, due = self.loop.time(), self.coordinator.deadlines.next()
+        self.post(Tick(due if now < due < now + EARLY else now))
         self.turn()
 
     # ------------------------------------------------------------------------------------------ ends
