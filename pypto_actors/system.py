@@ -184,8 +184,6 @@ class System:
         coordinator, router, mail, busy, later = self.coordinator, self.router, self.mail, self._busy, self._later
         budget = TURN
         try:
-            if coordinator.deadlines:
-                self._tick_if_due()
             while True:
                 while mail:
                     message, record = mail.popleft()
@@ -196,6 +194,8 @@ class System:
                         coordinator.submit(message, record)  # type: ignore[arg-type]
                     else:
                         coordinator.receive(message, record)
+                if coordinator.deadlines and self._tick_if_due():
+                    continue
                 if router.fresh or router.dirty:
                     if self.trace is not None:
                         self.trace(Routed(self.loop.time(), 0))
@@ -226,10 +226,13 @@ class System:
             self._scheduled = True
             self.loop.call_soon(self.turn)
 
-    def _tick_if_due(self) -> None:
+    def _tick_if_due(self) -> bool:
+        """Tell the coordinator the time before it hands over anything whose deadline has passed."""
         now = self.loop.time()
-        if self.coordinator.deadlines.next() <= now:
-            self.post(Tick(now))
+        if self.coordinator.deadlines.next() > now:
+            return False
+        self.post(Tick(now))
+        return True
 
     def _give_calls(self) -> None:
         assert self.host is not None

@@ -62,7 +62,9 @@ def programs_of(device: int, devices: int, naps: random.Random) -> list[pa.Progr
     other = (device + 1) % devices
 
     @pa.program(name=f"relay{device}")
-    def relay(orch: pa.Orchestrator, src: Annotated[pa.TensorRef, pa.In(Vec, I64)], dst: Annotated[pa.TensorRef, pa.InOut(Vec, I64)]) -> None:
+    def relay(
+        orch: pa.Orchestrator, src: Annotated[pa.TensorRef, pa.In(Vec, I64)], dst: Annotated[pa.TensorRef, pa.InOut(Vec, I64)]
+    ) -> None:
         here, there = orch.empty((N,), I64, device=device), orch.empty((N,), I64, device=other)
         orch.submit(move, src, here, device=device)
         orch.submit(affine, here, 3, 1, device=device)
@@ -220,5 +222,3 @@ class Scenario:
 
     async def _wait(self, rng: random.Random) -> None:
         await asyncio.sleep(rng.choice((0, 1, 3)))
-
-

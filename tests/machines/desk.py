@@ -10,7 +10,7 @@ from pypto_actors.lowering import family_of
 from pypto_actors.messages import Call, Completed, Dispatch, Submit, ToDevice
 from pypto_actors.plan import PlanFamily
 from pypto_actors.policy import Policy
-from pypto_actors.recording import RawScratch, RawStep, Recording
+from pypto_actors.steps import RawScratch, RawStep, Recording
 from pypto_actors.values import Access
 
 
@@ -47,6 +47,10 @@ class Desk:
     def failed(self, record: Record) -> None: ...
 
     def changed(self, record: Record, before: RunState) -> None: ...
+
+    def lost(self, device: int, allocations: Sequence[int]) -> None: ...
+
+    def restart(self, device: int) -> None: ...
 
     def submit(
         self,

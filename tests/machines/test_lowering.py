@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pypto_actors.lowering import family_of
 from pypto_actors.plan import Plan, Source
-from pypto_actors.recording import RawStep, Recording, Touch
+from pypto_actors.steps import RawStep, Recording, Touch, steps_of
 
 SIZE = 6
 MASK = (1 << 61) - 1
@@ -32,9 +32,8 @@ def recordings(draw: st.DrawFn) -> Recording:
             stop = draw(st.integers(start + 1, SIZE))
             source = draw(st.sampled_from((Source.ARGUMENT, Source.SCRATCH)))
             touches.append(Touch(source, draw(st.integers(0, 1)), (), start, stop, draw(st.booleans())))
-        place: int | tuple[int] | None = draw(st.integers(-1, world_size - 1))
-        floating = draw(st.booleans())
-        place = None if place == -1 else (place,) if floating and place is not None else place
+        at, floating = draw(st.integers(-1, world_size - 1)), draw(st.booleans())
+        place: int | tuple[int] | None = None if at == -1 else (at,) if floating else at
         steps.append(RawStep(str(number), None, (), tuple(touches), place, "callback" if place is None else None))
     return Recording("p", world_size, tuple(steps), ())
 
@@ -42,10 +41,10 @@ def recordings(draw: st.DrawFn) -> Recording:
 def execute(recording: Recording, number: int, memory: Memory) -> None:
     """Every byte that is written becomes a mix of all that is read: no two steps commute."""
     mix = number + 1
-    for touch in recording.steps[number].touches:
+    for touch in list(steps_of(recording))[number].touches:
         for value in memory.setdefault((touch.source, touch.index), [1] * SIZE)[touch.start : touch.stop]:
             mix = (mix * 31 + value) & MASK
-    for touch in recording.steps[number].touches:
+    for touch in list(steps_of(recording))[number].touches:
         if touch.write:
             for at in range(touch.start, touch.stop):
                 memory[touch.source, touch.index][at] = (mix * 7 + at) & MASK
@@ -94,7 +93,7 @@ def test_any_order_that_a_plan_allows_is_the_serial_one(recording: Recording, se
     for part in plan.parts:
         assert part.events[-1] == len(part.steps)
         for step in part.steps:
-            place = recording.steps[int(step.name)].place
+            place = list(steps_of(recording))[int(step.name)].place
             where = -1 if place is None else (rank + place[0]) % recording.world_size if isinstance(place, tuple) else place
             assert part.device == where
 
@@ -105,7 +104,7 @@ def test_the_footprints_cover_what_the_steps_touch_and_no_more(recording: Record
     for write in (False, True):
         touched = {
             (touch.index, byte)
-            for step in recording.steps
+            for step in steps_of(recording)
             for touch in step.touches
             if touch.source is Source.ARGUMENT and (touch.write or not write)
             for byte in range(touch.start, touch.stop)

@@ -144,4 +144,4 @@ def test_a_gang_is_overtaken_at_most_64_times() -> None:
 def test_a_phase_fair_policy_checks_its_numbers() -> None:
     for wrong in ((0, 1), (1, 0), (True, 1), (1.5, 1)):
         with pytest.raises(ValueError, match="at least 1"):
-            PhaseFair(*wrong)  # type: ignore[arg-type]
+            PhaseFair(*wrong)

@@ -1,0 +1,188 @@
+"""Guarantees 2 and 3. Breaks that these catch: a waiter that takes the program with it, a `run` that leaves while its kernel runs, a
+cancelled `submit` that has submitted, an allocation that nobody knows, a `cancel` that answers otherwise the second time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import anyio
+import pytest
+
+import pypto_actors as pa
+from tests.guarantees.support import Busy, Hold, adder, turns, worker, zeros
+
+
+async def test_a_waiter_that_leaves_leaves_the_others_alone() -> None:
+    hold = Hold()
+    async with worker(hold.program, backend="inline") as w:
+        handle = w.submit_nowait(hold.program, zeros(), 1)
+        waiters = [asyncio.ensure_future(handle.wait()) for _ in range(3)]
+        await turns()
+        waiters[1].cancel()
+        await turns()
+        assert waiters[1].cancelled()
+        assert not waiters[0].done()
+        assert handle.state is pa.RunState.RUNNING
+        hold.open()
+        results = await asyncio.gather(waiters[0], waiters[2])
+        assert results[0] is results[1]
+
+
+@pytest.mark.parametrize("cancels", [1, 3])
+async def test_run_cancelled_while_it_runs_raises_when_it_has_ended(cancels: int) -> None:
+    busy = Busy()
+    async with worker(busy.program) as w:
+        x = zeros()
+        task = asyncio.create_task(w.run(busy.program, x))
+        await busy.at.wait()
+        for _ in range(cancels):
+            task.cancel()
+            await turns()
+            assert not task.done()
+        assert x.tolist() == [0] * 4
+        busy.open()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert x.tolist() == [1] * 4
+
+
+async def test_run_in_a_cancelled_scope_waits_for_its_kernel_without_spinning() -> None:
+    busy = Busy()
+    async with worker(busy.program) as w:
+        x = zeros()
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(w.run, busy.program, x)
+                await busy.at.wait()
+                scope.cancel()
+                asyncio.get_running_loop().call_soon(busy.open)
+        assert scope.cancelled_caught
+        assert x.tolist() == [1] * 4
+
+
+async def test_run_cancelled_while_queued_has_no_effect() -> None:
+    hold, add = Hold(), adder()
+    async with worker(hold.program, add, backend="inline") as w:
+        x = zeros()
+        first = w.submit_nowait(hold.program, x, 1)
+        await hold.at.wait()
+        task = asyncio.create_task(w.run(add, x, 100))
+        await turns()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert w.statistics().cancelled == 1
+        hold.open()
+        await first
+    assert x.tolist() == [1] * 4
+
+
+async def test_a_submit_that_raises_has_submitted_nothing() -> None:
+    hold, add = Hold(), adder()
+    async with worker(hold.program, add, backend="inline", max_queued=1) as w:
+        x = zeros()
+        first = w.submit_nowait(hold.program, x, 1)
+        await hold.at.wait()
+        queued = w.submit_nowait(add, x, 10)
+        tasks = [asyncio.create_task(w.submit(add, x, value)) for value in (100, 1000)]
+        await turns()
+        tasks[0].cancel()
+        hold.open()  # at this very moment there is room again
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(first, queued)
+        await w.drain()
+    assert isinstance(outcomes[0], asyncio.CancelledError)
+    assert x.tolist() == [1011] * 4
+
+
+async def test_a_cancelled_allocation_leaves_nothing() -> None:
+    hold = Hold()
+    async with worker(hold.program, backend="inline") as w:
+        x = zeros()
+        w.submit_nowait(hold.program, x, 1)
+        await hold.at.wait()
+        waiting = asyncio.create_task(w.alloc_tensor((4,), "int64", init=x))  # waits for what writes x
+        unstarted = asyncio.create_task(w.alloc_tensor((4,), "int64"))
+        await turns(1)
+        unstarted.cancel()
+        await turns()
+        assert w.committed_device_memory() == 32
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert w.committed_device_memory() == 0
+        hold.open()
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_an_allocation_cancelled_at_each_step(steps: int) -> None:
+    async with worker(adder(), backend="inline") as w:
+        task = asyncio.create_task(w.alloc_tensor((4,), "int64", init=zeros(1)))
+        await turns(steps)
+        task.cancel()
+        (outcome,) = await asyncio.gather(task, return_exceptions=True)
+        assert w.committed_device_memory() == (0 if isinstance(outcome, asyncio.CancelledError) else 32)
+
+
+async def test_a_cancelled_free_still_frees() -> None:
+    hold = Hold()
+    async with worker(hold.program, backend="inline") as w:
+        t = await w.alloc_tensor((4,), "int64")
+        w.submit_nowait(hold.program, t, 1)
+        await hold.at.wait()
+        task = asyncio.create_task(w.free_tensor(t))
+        await turns()
+        hold.open()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await w.drain()
+        assert w.committed_device_memory() == 0
+
+
+async def test_a_cancelled_copy_has_no_effect() -> None:
+    hold = Hold()
+    async with worker(hold.program, backend="inline") as w:
+        t = await w.alloc_tensor((4,), "int64")
+        w.submit_nowait(hold.program, t, 1)
+        await hold.at.wait()
+        task = asyncio.create_task(w.copy_to(t, zeros(9)))
+        await turns()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        hold.open()
+        assert (await w.read(t)).tolist() == [1] * 4
+
+
+async def test_cancel_is_true_exactly_when_it_will_not_run() -> None:
+    hold, add = Hold(), adder()
+    async with worker(hold.program, add, backend="inline") as w:
+        x = zeros()
+        first = w.submit_nowait(hold.program, x, 1)
+        await hold.at.wait()
+        queued = w.submit_nowait(add, x, 10)
+        assert (first.cancel(), first.cancel()) == (False, False)
+        assert (queued.cancel(), queued.cancel()) == (True, True)
+        assert queued.done()
+        with pytest.raises(pa.RunCancelledError):
+            await queued
+        hold.open()
+        await first
+        assert first.cancel() is False
+    assert x.tolist() == [1] * 4
+    assert queued.cancel() is True
+
+
+async def test_a_wait_that_times_out_leaves_the_run_alone() -> None:
+    hold = Hold()
+    async with worker(hold.program, backend="inline") as w:
+        handle = w.submit_nowait(hold.program, zeros(), 1)
+        with pytest.raises(TimeoutError, match="has not ended within 0"):
+            await handle.wait(0)
+        with pytest.raises(asyncio.InvalidStateError):
+            handle.result()
+        with pytest.raises(asyncio.InvalidStateError):
+            handle.exception()
+        hold.open()
+        assert (await handle.wait(10)).returned == ("held",)
+        assert handle.exception() is None

@@ -1,0 +1,167 @@
+"""Guarantee 10, and scratch. Breaks that these catch: a free that does not wait, a failed allocation that keeps something, scratch that is
+taken in part, a dispatch that waits for scratch that can never come, handles of freed memory that reach what took its place."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import numpy as np
+import pytest
+
+import pypto_actors as pa
+from tests.guarantees.support import I64, Hold, Vec, add_kernel, adder, put_kernel, turns, worker, zeros
+
+
+async def test_freeing_waits_for_who_uses_it() -> None:
+    hold = Hold()
+    async with worker(hold.program, backend="inline") as w:
+        t = await w.alloc_tensor((4,), I64)
+        handle = w.submit_nowait(hold.program, t, 1)
+        await hold.at.wait()
+        freeing = asyncio.create_task(w.free_tensor(t))
+        await turns()
+        assert not freeing.done()
+        assert w.committed_device_memory() == 32
+        with pytest.raises(pa.StaleTensorError, match="was freed"):
+            w.submit_nowait(hold.program, t, 1)
+        await w.free_tensor(t)  # a second free does nothing
+        hold.open()
+        await handle
+        await freeing
+        assert w.committed_device_memory() == 0
+
+
+async def test_too_large_an_allocation_changes_nothing() -> None:
+    async with worker(adder(), backend="inline", memory_bytes=100) as w:
+        kept = await w.alloc_tensor((4,), I64)
+        with pytest.raises(pa.DeviceOutOfMemoryError) as caught:
+            await w.alloc_tensor((9,), I64)
+        assert (caught.value.asked, caught.value.free, caught.value.capacity) == (72, 68, 100)
+        with pytest.raises(pa.DeviceOutOfMemoryError):
+            await w.alloc_stacked_tensor(np.zeros((3, 4), I64), devices=[0, 0, 0])
+        assert w.committed_device_memory() == 32
+        assert w.statistics().devices[0].memory_peak <= 100
+        await w.free_tensor(kept)
+
+
+def with_scratch(size: int, hold: Hold | None = None) -> pa.Program:
+    async def wait(x: Any) -> None:
+        if hold is not None:
+            hold.at.set()
+            await hold._go.wait()
+
+    @pa.program(name=f"scratch{size}")
+    def program(orch: pa.Orchestrator, x: Annotated[pa.TensorRef, pa.InOut(Vec, I64)]) -> None:
+        scratch = orch.empty((size,), I64, device=0)
+        orch.submit(put_kernel, x, scratch[0:4], device=0)
+        orch.submit_sub(wait, x)
+        orch.submit(add_kernel, scratch[0:4], 1, device=0)
+        orch.submit(put_kernel, scratch[0:4], x, device=0)
+
+    return program
+
+
+async def test_scratch_is_waited_for_and_others_go_on() -> None:
+    hold, add = Hold(), adder()
+    big, small = with_scratch(8, hold), with_scratch(6)
+    async with worker(big, small, add, backend="inline", memory_bytes=100) as w:
+        first = w.submit_nowait(big, zeros())
+        await hold.at.wait()
+        assert w.committed_device_memory() == 64
+        x = zeros()
+        second = w.submit_nowait(small, x)
+        await w.run(add, zeros(), 1)
+        assert second.state is pa.RunState.QUEUED
+        with pytest.raises(pa.DeviceOutOfMemoryError):
+            await w.alloc_tensor((6,), I64)  # an allocation never waits
+        hold.open()
+        await asyncio.gather(first, second)
+        assert x.tolist() == [1] * 4
+        assert w.committed_device_memory() == 0
+
+
+async def test_scratch_that_never_fits_fails_before_anything_ran() -> None:
+    program = with_scratch(50)
+    async with worker(program, backend="inline", memory_bytes=100) as w:
+        with pytest.raises(pa.DeviceOutOfMemoryError, match="scratch of program 'scratch50'") as caught:
+            await w.run(program, zeros())
+        assert (caught.value.asked, caught.value.free) == (400, 100)
+        statistics = w.statistics()
+        assert (statistics.failed, statistics.devices[0].busy_time) == (1, 0)
+
+
+async def test_who_waits_for_scratch_is_overtaken_64_times_at_most() -> None:
+    hold, add = Hold(), adder()
+    big, small = with_scratch(8, hold), with_scratch(6)
+    async with worker(big, small, add, backend="inline", memory_bytes=100) as w:
+        first = w.submit_nowait(big, zeros())
+        await hold.at.wait()
+        waits = w.submit_nowait(small, zeros())
+        later = [w.submit_nowait(add, zeros(), 1) for _ in range(100)]
+        await turns(200)
+        assert sum(handle.done() for handle in later) == 64
+        hold.open()
+        await asyncio.gather(first, waits, *later)
+
+
+async def test_views_and_handles() -> None:
+    async with worker(adder(), backend="inline") as w, worker(adder(), backend="inline") as other:
+        t = await w.alloc_tensor((3, 4), I64, init=np.arange(12).reshape(3, 4))
+        assert (t.shape, t.dtype, t.nbytes, t.device) == ((3, 4), np.dtype(I64), 96, 0)
+        assert (await w.read(t[1])).tolist() == [4, 5, 6, 7]
+        assert (await w.read(t[1:3][0][2:4])).tolist() == [6, 7]
+        assert {t[1], t[1]} == {t[-2]}
+        with pytest.raises(AttributeError):
+            t.device = 1  # type: ignore[misc]
+        with pytest.raises(pa.ArgumentValueError, match="is a view"):
+            await w.free_tensor(t[0])
+        for wrong in (t, t[0]):
+            with pytest.raises(pa.StaleTensorError, match="belongs to another worker"):
+                await other.read(wrong)
+        with pytest.raises(pa.StaleTensorError):
+            await other.free_tensor(t)
+        view = t[1]
+        await w.free_tensor(t)
+        fresh = await w.alloc_tensor((3, 4), I64)
+        with pytest.raises(pa.StaleTensorError):
+            await w.read(view)
+        assert not (await w.read(fresh)).any()
+
+
+async def test_copies_check_their_sides() -> None:
+    async with worker(adder(), backend="inline") as w:
+        t = await w.alloc_tensor((4,), I64)
+        readonly = zeros()
+        readonly.flags.writeable = False
+        for call, error in (
+            (lambda: w.copy_to(t, zeros().astype("f4")), pa.ArgumentValueError),
+            (lambda: w.copy_to(t, zeros()[:3]), pa.ArgumentValueError),
+            (lambda: w.copy_to(t, [1, 2, 3, 4]), pa.ArgumentTypeError),  # type: ignore[arg-type]
+            (lambda: w.copy_from(readonly, t), pa.ArgumentValueError),
+            (lambda: w.alloc_tensor((4,), I64, init=zeros()[:3]), pa.ArgumentValueError),
+            (lambda: w.alloc_tensor((-1,), I64), pa.ArgumentValueError),
+            (lambda: w.alloc_tensor((4,), object), pa.ArgumentValueError),
+            (lambda: w.alloc_tensor((4,), I64, device=1), pa.ArgumentValueError),
+            (lambda: w.read(zeros()), pa.ArgumentTypeError),
+        ):
+            with pytest.raises(error):
+                await call()
+        assert w.committed_device_memory() == 32
+
+
+async def test_stacked_tensors() -> None:
+    async with worker(adder(), devices=2) as w:
+        host = np.arange(8).reshape(2, 4)
+        t = await w.alloc_stacked_tensor(host, devices=[1, 0])
+        assert (t.shape, t.dtype, t.devices, len(t.shards)) == ((2, 4), host.dtype, (1, 0), 2)
+        assert (await w.read(t)).tolist() == host.tolist()
+        assert (await w.read(t[1])).tolist() == [4, 5, 6, 7]
+        with pytest.raises(pa.ArgumentTypeError, match="partial slices"):
+            _ = t[0:1]  # type: ignore[index]
+        await w.copy_to(t, host * 2)
+        target = np.zeros((4, 2), I64).T
+        await w.copy_from(target, t)
+        assert target.tolist() == (host * 2).tolist()
+        await w.free_tensor(t)
+        assert [w.committed_device_memory(device) for device in (0, 1)] == [0, 0]
