@@ -76,7 +76,6 @@ class Coordinator:
         self.health = [Health(rank) for rank in range(devices)]
         self.operations = Operations(self.ledger, self.hazards, port, self._end, self.router.memory_freed, self.health)
         self.router.operations = self.operations
-        self.busy_time = [0.0] * devices
         self._max_restarts = settings.max_restarts
         self._last = 0  # the newest number of acceptance
         self._cautious = self.router.asks_keys  # is there more to see to than hazards, also for the simplest dispatch?
@@ -95,8 +94,8 @@ class Coordinator:
     def statistics(self) -> Statistics:
         """A frozen snapshot."""
         devices = tuple(
-            DeviceStatistics(arena.used, arena.peak, arena.capacity, busy, health.restarts)
-            for arena, busy, health in zip(self.ledger.arenas, self.busy_time, self.health, strict=True)
+            DeviceStatistics(arena.used, arena.peak, arena.capacity, queue.busy_time, health.restarts)
+            for arena, queue, health in zip(self.ledger.arenas, self.queues, self.health, strict=True)
         )
         return self.counts.snapshot(devices)
 
@@ -223,7 +222,7 @@ class Coordinator:
                 self.now = finished
             queue = self.queues[device]
             queue.outstanding -= 1
-            self.busy_time[device] += finished - started
+            queue.busy_time += finished - started
             if queue.order:
                 self.router.dirty[device] = None
             record.started_at = started
@@ -234,7 +233,7 @@ class Coordinator:
             if record.state is not RUNNING:
                 record.state.after(COMPLETE)
             record.state = DONE
-            record.finished_at = self.now
+            record.finished_at = finished
             self.counts.done += 1
             queue.work -= 1
             del self.records[message.run]
@@ -252,8 +251,9 @@ class Coordinator:
             return
         self.now = max(self.now, finished)
         if device >= 0:
-            self.queues[device].outstanding -= 1
-            self.busy_time[device] += finished - started
+            queue = self.queues[device]
+            queue.outstanding -= 1
+            queue.busy_time += finished - started
             self.router.dirty[device] = None
             record.at[device] -= 1
         _began(record, started)
@@ -286,8 +286,9 @@ class Coordinator:
         device = message.device
         _began(record, message.started)
         if device >= 0:
-            self.queues[device].outstanding -= 1
-            self.busy_time[device] += message.finished - message.started
+            queue = self.queues[device]
+            queue.outstanding -= 1
+            queue.busy_time += message.finished - message.started
             self.router.dirty[device] = None
             if record.sole >= 0:
                 self._end(record, FAIL, record.failure)

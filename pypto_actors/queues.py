@@ -25,10 +25,11 @@ def _number(record: Record) -> int:
 class DeviceQueue:
     """Ready dispatches of one device, by stage; and what the device was handed."""
 
-    __slots__ = ("claims", "decodes", "order", "outstanding", "prefills", "rank", "stages", "work")
+    __slots__ = ("busy_time", "claims", "decodes", "order", "outstanding", "prefills", "rank", "stages", "work")
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
+        self.busy_time = 0.0  # seconds that its kernels have run
         self.outstanding = 0  # parts handed to the device and not answered
         self.work = 0  # accepted dispatches that use the device
         self.prefills = 0  # since the last decode

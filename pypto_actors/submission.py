@@ -25,6 +25,8 @@ from pypto_actors.handle import DistributedRunHandle
 from pypto_actors.mailbox import Counter
 from pypto_actors.messages import Submit
 from pypto_actors.parameters import scalar_of
+from pypto_actors.plan import PlanFamily
+from pypto_actors.program import Program
 from pypto_actors.registry import Entry
 from pypto_actors.signature import Signed, sign_one
 from pypto_actors.system import System
@@ -46,6 +48,12 @@ class Prepared(Struct, eq=False):
     accesses: tuple[Access, ...]
     outputs: tuple[Array, ...]
     serial: bool
+    # of the entry and of what is known of the signature, at hand
+    program: Program
+    shown: Any
+    stage: str | None
+    plans: PlanFamily
+    rank: int
 
 
 class Options(Struct, frozen=True, eq=False):
@@ -153,7 +161,10 @@ def _prepare(entry: Entry, signed: Signed, given: Sequence[Any], tensors: Tensor
     else:
         accesses = _partial(signed, args)
     serial = signed.multiple and _alias(accesses)
-    return Prepared(entry, signed, tuple(args), tuple(accesses), outputs, serial)
+    program = entry.program
+    return Prepared(
+        entry, signed, tuple(args), tuple(accesses), outputs, serial, program, entry.shown, program.stage, signed.plans, signed.rank
+    )
 
 
 def _partial(signed: Signed, args: Sequence[Any]) -> list[Access]:
@@ -250,23 +261,28 @@ def accept(system: System, worker: Any, counter: Counter, call: Prepared, option
     """Put the call into the mailbox; room for it is taken already. `waits`: the caller will do nothing else before its end."""
     counter.last = run = counter.last + 1
     now = system.clock()
-    entry, signed, after = call.entry, call.signed, options.after
-    message = Submit(
-        run,
-        entry.program,
-        signed.plans,
-        call.args,
-        call.accesses,
-        now,
-        options.rank if options.rank >= 0 else signed.rank,
-        call.serial,
-        options.priority,
-        options.deadline,
-        entry.program.stage,
-        tuple([handle.id for handle in after]) if after else (),
-        options is PLAIN,
-    )
-    handle = DistributedRunHandle(run, entry.shown, message, after, call.outputs, now, system, worker)
+    if options is PLAIN:
+        after: tuple[DistributedRunHandle, ...] = ()
+        message = Submit(
+            run, call.program, call.plans, call.args, call.accesses, now, call.rank, call.serial, 0, None, call.stage, (), True
+        )
+    else:
+        after = options.after
+        message = Submit(
+            run,
+            call.program,
+            call.plans,
+            call.args,
+            call.accesses,
+            now,
+            options.rank if options.rank >= 0 else call.rank,
+            call.serial,
+            options.priority,
+            options.deadline,
+            call.stage,
+            tuple([handle.id for handle in after]),
+        )
+    handle = DistributedRunHandle(run, call.shown, message, after, call.outputs, now, system, worker)
     if waits:
         system.tell_now(message, handle)
     else:

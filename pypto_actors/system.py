@@ -181,26 +181,28 @@ class System:
         if self.crashed is not None:
             self._fail_mail()
             return
-        coordinator, router, mail, busy, later = self.coordinator, self.router, self.mail, self._busy, self._later
+        coordinator, router, mail, busy = self.coordinator, self.router, self.mail, self._busy
+        calls, later, timed = self._calls, self._later, coordinator.deadlines.heap
         budget = TURN
         try:
             while True:
                 while mail:
                     message, record = mail.popleft()
                     # the two that every dispatch has; in a `match` every class that does not fit costs as much as a call
-                    if type(message) is Completed:
-                        coordinator.completed(message)
-                    elif type(message) is Submit:
+                    kind = type(message)
+                    if kind is Completed:
+                        coordinator.completed(message)  # type: ignore[arg-type]
+                    elif kind is Submit:
                         coordinator.submit(message, record)  # type: ignore[arg-type]
                     else:
                         coordinator.receive(message, record)
-                if coordinator.deadlines and self._tick_if_due():
+                if timed and self._tick_if_due():
                     continue
                 if router.fresh or router.dirty:
                     if self.trace is not None:
                         self.trace(Routed(self.loop.time(), 0))
-                    coordinator.route()
-                if self._calls:
+                    router.route(coordinator.now)
+                if calls:
                     self._give_calls()
                 while busy:
                     actor = busy[0]
@@ -213,12 +215,12 @@ class System:
                         later.popleft()()
                 if not mail or budget <= 0:
                     break
-            if coordinator.deadlines:
+            if timed:
                 self._arm(coordinator.deadlines.next())
         except Exception as error:
             self._crash(error)
         finally:
-            if mail or busy or later or self._calls:
+            if mail or busy or later or calls:
                 self._schedule()
 
     def _schedule(self) -> None:
