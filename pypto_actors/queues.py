@@ -43,9 +43,13 @@ class DeviceQueue:
 
     def push(self, record: Record) -> None:
         """`record` is ready."""
-        if self.order is _NONE:
-            self.order = []
-        insort(self.order, record, key=_number)
+        order = self.order
+        if order is _NONE:
+            order = self.order = []
+        if order and order[-1].id > record.id:
+            insort(order, record, key=_number)
+        else:
+            order.append(record)
         self.heap(record)
 
     def heap(self, record: Record) -> None:
@@ -64,9 +68,13 @@ class DeviceQueue:
 
     def remove(self, record: Record) -> None:
         """`record` was handed over, or has left the queue. Its place in the heap is given up when it comes to the front."""
-        index = bisect_left(self.order, record.id, key=_number)
-        if index < len(self.order) and self.order[index] is record:
-            del self.order[index]
+        order = self.order
+        if order and order[0] is record:
+            del order[0]
+        else:
+            index = bisect_left(order, record.id, key=_number)
+            if index < len(order) and order[index] is record:
+                del order[index]
         if record.claimed and record in self.claims:
             self.claims.remove(record)
         if not self.order:
@@ -83,6 +91,14 @@ class DeviceQueue:
         if self.claims:
             return self.claims[0]
         if self.stages is None:
+            return None
+        if len(self.stages) == 1:  # one stage: no choice
+            for heap in self.stages.values():
+                while heap:
+                    if _ready(heap[0][2]):
+                        return heap[0][2]
+                    heappop(heap)
+            self.stages = None
             return None
         heads: list[Record] = []
         for stage, heap in list(self.stages.items()):

@@ -14,7 +14,7 @@ from pypto_actors.ledger import Ledger
 from pypto_actors.lifecycle import Failure, Record, RunEvent, RunState
 from pypto_actors.messages import Call, Commit, Dispatch, ToDevice
 from pypto_actors.operations import Operations
-from pypto_actors.policy import OWN_POLICIES, Policy
+from pypto_actors.policy import OWN_POLICIES, Arrival, Policy
 from pypto_actors.queues import DOWN, MOST_OVERTAKEN, DeviceQueue, item_of
 from pypto_actors.statistics import Counts
 
@@ -68,6 +68,7 @@ class Router:
         self._tracing = False
         # our own policies' keys cannot fail, and are asked for only where there is an order to be made
         self.asks_keys = type(policy) not in OWN_POLICIES
+        self._by_arrival = type(policy) is Arrival
         self.operations: Operations | None = None
         self._ledger = ledger
         self._hazards = hazards
@@ -112,6 +113,10 @@ class Router:
 
     def ask_key(self, record: Record) -> Failure | None:
         """Ask the policy where `record` stands among those of its stage."""
+        if not self.asks_keys:  # what our own would say, without asking
+            message = record.message
+            record.key = message.at if self._by_arrival else (-message.priority, message.at)
+            return None
         self.asking = True
         try:
             record.key = self.policy.key(item_of(record))
@@ -287,15 +292,23 @@ class Router:
         plan = record.plan
         assert plan is not None
         stage = record.message.stage
+        if plan.sole >= 0:
+            queue = self.queues[plan.sole]
+            if stage is not None:
+                queue.count(stage)
+            if record.entered:
+                queue.remove(record)
+            if not queue.order or queue.order[0].id > record.id:
+                return
         passed: dict[int, Record] = {}
         for device in plan.devices:
             queue = self.queues[device]
-            queue.count(stage)
-            if record.entered:
-                queue.remove(record)
-            if queue.order:
-                for other in queue.passed(record):
-                    passed[other.id] = other
+            if plan.sole < 0:
+                queue.count(stage)
+                if record.entered:
+                    queue.remove(record)
+            for other in queue.passed(record):
+                passed[other.id] = other
         for other in passed.values():
             other.overtaken += 1
             if other.overtaken >= MOST_OVERTAKEN and not other.claimed:

@@ -257,8 +257,10 @@ def _handles(after: Iterable[DistributedRunHandle], worker: Any) -> tuple[Distri
     return handles
 
 
-def accept(system: System, worker: Any, counter: Counter, call: Prepared, options: Options, waits: bool = False) -> DistributedRunHandle:
-    """Put the call into the mailbox; room for it is taken already. `waits`: the caller will do nothing else before its end."""
+def accept(
+    system: System, worker: Any, counter: Counter, call: Prepared, options: Options, waiter: asyncio.Future[None] | None = None
+) -> DistributedRunHandle:
+    """Put the call into the mailbox; room for it is taken already. `waiter`: the caller does nothing else before its end."""
     counter.last = run = counter.last + 1
     now = system.clock()
     if options is PLAIN:
@@ -283,7 +285,8 @@ def accept(system: System, worker: Any, counter: Counter, call: Prepared, option
             tuple([handle.id for handle in after]),
         )
     handle = DistributedRunHandle(run, call.shown, message, after, call.outputs, now, system, worker)
-    if waits:
+    if waiter is not None:
+        handle.waiters = waiter
         system.tell_now(message, handle)
     else:
         system.tell(message, handle)

@@ -225,14 +225,13 @@ class DistributedWorker:
         admission = system.admission
         if admission.room > 0 and not admission.waiting:
             admission.room -= 1
-            handle = accept(system, self, self._counter, call, options, True)
-            if not handle.state.final:
-                handle.waiters = waiter = system.loop.create_future()
-                try:
-                    await waiter
-                except asyncio.CancelledError:
-                    await abandon(system, handle)
-                    raise
+            waiter = system.loop.create_future()  # before the device hears of it: afterwards there is little left to do
+            handle = accept(system, self, self._counter, call, options, waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                await abandon(system, handle)
+                raise
         else:
             handle = await self._room(system, call, options, owned=True)
             await own(system, handle)
