@@ -1,6 +1,8 @@
-"""Who waits may leave; the program goes on, or never begins. Nothing writes your arrays after `run` has raised.
+"""A waiter may leave without its program; and when `run` raises, nothing writes your arrays any more.
 
-python -m examples.cancellation
+    python -m examples.cancellation
+
+Gates hold the kernel where we want it, so nothing here depends on timing.
 """
 
 from __future__ import annotations
@@ -14,43 +16,50 @@ import numpy as np
 
 import pypto_actors as pa
 
-Vector = ("n",)
-may_go = threading.Event()
+started = threading.Event()
+may_end = threading.Event()
 
 
 @pa.kernel
 def slow_add(x: pa.InOutArray, value: int) -> None:
-    may_go.wait(10)
+    started.set()
+    may_end.wait(10)
     x += value
 
 
 @pa.program
-def adder(orch: pa.Orchestrator, x: Annotated[pa.TensorRef, pa.InOut(Vector, np.int64)], value: int) -> None:
+def add(orch: pa.Orchestrator, x: Annotated[pa.TensorRef, pa.InOut(("n",), np.int64)], value: int) -> None:
     orch.submit(slow_add, x, value, device=0)
 
 
 async def main() -> None:
-    async with pa.DistributedWorker(adder, in_flight=1) as worker:
-        x = np.zeros(4, np.int64)
-        running = worker.submit_nowait(adder, x, 1)
-        following = worker.submit_nowait(adder, x, 10)  # on its way to the device, behind the first
-        queued = worker.submit_nowait(adder, x, 100)
+    x = np.zeros(2, np.int64)
+    async with pa.DistributedWorker(add, in_flight=1) as worker:
+        running = asyncio.create_task(worker.run(add, x, 1))  # `run` owns its dispatch
+        await asyncio.to_thread(started.wait)
+        handed = worker.submit_nowait(add, x, 10)  # handed to the device ahead of its turn: in_flight=1
+        queued = worker.submit_nowait(add, x, 100)
+        waiting = asyncio.create_task(worker.run(add, x, 1000))
         await asyncio.sleep(0)
+        print(f"the handles: {handed.state.value}, {queued.state.value}")
 
-        with anyio.move_on_after(0.01) as scope:
-            await running  # a waiter that gives up leaves the dispatch alone
-        print(f"the waiter left: {scope.cancelled_caught}; the dispatch is {running.state.value}")
-        print(f"cancel what runs: {running.cancel()}; cancel what is queued: {queued.cancel()}")
+        with anyio.move_on_after(0) as scope:
+            await handed
+        print(f"a waiter left: {scope.cancelled_caught}, its dispatch is {handed.state.value}")
+        print(f"cancel what runs: {handed.cancel()}; cancel what is queued: {queued.cancel()}")
 
-        owner = asyncio.create_task(worker.run(adder, x, 1000))
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        print(f"run, cancelled while queued, raised at once: {waiting.cancelled()}")
+        running.cancel()
         await asyncio.sleep(0)
-        owner.cancel()  # `run` owns its dispatch: cancelled while it is queued, it has no effect
-        print(f"the owner was cancelled: {isinstance((await asyncio.gather(owner, return_exceptions=True))[0], asyncio.CancelledError)}")
+        print(f"run, cancelled while its kernel runs, has raised: {running.done()}")
 
-        may_go.set()
-        await running
-        await following
-        print(f"x = {x.tolist()}: the two that ran, and nothing else")
+        may_end.set()
+        await asyncio.wait([running])
+        print(f"the kernel has ended, and now it has: {running.cancelled()}")
+        await handed
+        print(f"x is {x}: those that ran, and nothing else")
 
 
 if __name__ == "__main__":

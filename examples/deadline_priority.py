@@ -1,6 +1,8 @@
-"""Deadlines and priorities order what is queued. Virtual time makes the seconds free and the result exact.
+"""Priorities and deadlines order what is queued; what is late costs no device time.
 
-python -m examples.deadline_priority
+    python -m examples.deadline_priority
+
+A virtual clock makes the half minute free and the output exact. Deadlines are times of the loop's clock, as in anyio.
 """
 
 from __future__ import annotations
@@ -8,17 +10,18 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
+import anyio
 import numpy as np
 
 import pypto_actors as pa
 from pypto_actors.testing import VirtualTimeLoop
 
-order: list[int] = []
+seen: list[int] = []  # what the device did, in order
 
 
 @pa.kernel
 def note(x: pa.OutArray, tag: int) -> None:
-    order.append(tag)
+    seen.append(tag)
     x[...] = tag
 
 
@@ -28,22 +31,25 @@ def request(orch: pa.Orchestrator, x: Annotated[pa.TensorRef, pa.Out((1,), np.in
 
 
 async def main() -> None:
-    loop = asyncio.get_running_loop()
     async with pa.DistributedWorker(request, backend="inline") as worker:
-        await worker.pause("keep")  # so that all of them are queued together
-        low = [worker.submit_nowait(request, tag, priority=0) for tag in (1, 2)]
-        high = worker.submit_nowait(request, 3, priority=5)
-        soon = worker.submit_nowait(request, 4, deadline=loop.time() + 2)
-        late = worker.submit_nowait(request, 5, deadline=loop.time() + 60)
-        await asyncio.sleep(30)
+        await worker.pause("keep")  # nothing is handed over, so all of them are queued together
+        now = anyio.current_time()
+        usual = [worker.submit_nowait(request, tag) for tag in (1, 2)]
+        urgent = worker.submit_nowait(request, 3, priority=5)
+        hasty = worker.submit_nowait(request, 4, deadline=now + 2)
+        patient = worker.submit_nowait(request, 5, deadline=now + 60)
+        await anyio.sleep(30)
+        print(f"after {anyio.current_time() - now:g} s: {hasty.state.value}, {patient.state.value}")
+
         await worker.resume()
-        await asyncio.gather(*low, high, late)
-        print(f"the device saw {order}: the higher priority first, then the order of arrival")
+        await asyncio.gather(*usual, urgent, patient)
+        print(f"the device saw {seen}")
         try:
-            await soon
+            await hasty
         except pa.DeadlineExceededError as error:
             print(f"DeadlineExceededError: {error}")
-        print(f"seconds that passed on the loop's clock: {loop.time():.0f}")
+        statistics = worker.statistics()
+        print(f"accepted {statistics.accepted}, done {statistics.done}, expired {statistics.expired}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""A flood of prefills does not starve decode: `PhaseFair`, the default policy, against `Arrival`.
+"""A flood of prefills does not starve decode: `PhaseFair`, the default policy, with `Arrival` as the contrast.
 
-python -m examples.phase_fair
+    python -m examples.phase_fair
+
+Ten prefills are queued before the first decode comes. By arrival all of them go first; `PhaseFair(max_prefills=2)` lets at most
+two of them stand between two decodes, so that whoever is reading tokens goes on getting some.
 """
 
 from __future__ import annotations
@@ -12,38 +15,40 @@ import numpy as np
 
 import pypto_actors as pa
 
+Token = Annotated[pa.TensorRef, pa.Out((1,), np.int64)]
+seen: list[str] = []  # what the device did, in order
 
-def programs(seen: list[str]) -> tuple[pa.Program, pa.Program]:
-    @pa.kernel
-    def work(x: pa.OutArray, phase: int) -> None:
-        seen.append("pd"[phase])
-        x[...] = phase
 
-    @pa.program(stage="prefill")
-    def prefill(orch: pa.Orchestrator, x: Annotated[pa.TensorRef, pa.Out((1,), np.int64)]) -> None:
-        orch.submit(work, x, 0, device=0)
+@pa.kernel
+def work(x: pa.OutArray, decoding: bool) -> None:
+    seen.append("D" if decoding else "p")
+    x[...] = decoding
 
-    @pa.program(stage="decode")
-    def decode(orch: pa.Orchestrator, x: Annotated[pa.TensorRef, pa.Out((1,), np.int64)]) -> None:
-        orch.submit(work, x, 1, device=0)
 
-    return prefill, decode
+@pa.program(stage="prefill")
+def prefill(orch: pa.Orchestrator, x: Token) -> None:
+    orch.submit(work, x, False, device=0)
+
+
+@pa.program(stage="decode")
+def decode(orch: pa.Orchestrator, x: Token) -> None:
+    orch.submit(work, x, True, device=0)
 
 
 async def flood(policy: pa.Policy) -> str:
-    seen: list[str] = []
-    prefill, decode = programs(seen)
+    """The order in which the device got ten prefills and five decodes that were queued in this order."""
+    seen.clear()
     async with pa.DistributedWorker([prefill, decode], backend="inline", policy=policy) as worker:
-        handles = [worker.submit_nowait(prefill) for _ in range(24)]
-        handles += [worker.submit_nowait(decode) for _ in range(8)]  # they arrive last
+        handles = [worker.submit_nowait(prefill) for _ in range(10)]
+        handles += [worker.submit_nowait(decode) for _ in range(5)]
         await asyncio.gather(*handles)
     return "".join(seen)
 
 
 async def main() -> None:
-    for policy in (pa.PhaseFair(max_prefills=2, max_decodes=16), pa.Arrival()):
+    for policy in (pa.PhaseFair(max_prefills=2), pa.Arrival()):
         order = await flood(policy)
-        print(f"{type(policy).__name__:>9}: {order}  (prefills before the first decode: {order.index('d')})")
+        print(f"{type(policy).__name__:<9} {order}  prefills before the first decode: {order.index('D')}")
 
 
 if __name__ == "__main__":

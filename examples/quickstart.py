@@ -1,25 +1,24 @@
 import asyncio
 
-import numpy as np
-
 import pypto_actors as pa
 
 
 @pa.kernel
-def scale(x: pa.InOutArray, factor: float) -> None:
-    np.multiply(x, factor, out=x)
+def push(x: pa.InOutArray, digit: int) -> None:
+    x[:] = 10 * x + digit
 
 
 @pa.program
-def grow(orch: pa.Orchestrator, x: pa.InOutArray, factor: float) -> None:
-    orch.submit(scale, x, factor)
+def append(orch: pa.Orchestrator, x: pa.InOutArray, digit: int) -> None:
+    orch.submit(push, x, digit)
 
 
 async def main() -> None:
-    async with pa.DistributedWorker(grow) as worker:
-        x = await worker.alloc_tensor(4, np.float32, init=np.ones(4, np.float32))
-        await asyncio.gather(*[worker.run(grow, x, 2.0) for _ in range(10)])
+    async with pa.DistributedWorker(append) as worker:
+        x = await worker.alloc_tensor(3, "int64")
+        await asyncio.gather(*[worker.run(append, x, digit) for digit in (1, 2, 3, 4)])
         print(await worker.read(x))
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    asyncio.run(main())

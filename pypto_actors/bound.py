@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from msgspec import Struct
+
 from pypto_actors.errors import ArgumentTypeError
 from pypto_actors.handle import DistributedRunHandle, RunResult
 from pypto_actors.registry import Entry
-from pypto_actors.signature import check_one
-from pypto_actors.submission import PLAIN, Options, Prepared, prepare
+from pypto_actors.signature import check_one, sign_one
+from pypto_actors.submission import PLAIN, Options, Prepared, accesses_of, host_accesses, prepare
 from pypto_actors.tensors import Tensors
+from pypto_actors.values import Access, DeviceTensor
 
 if TYPE_CHECKING:
     from pypto_actors.system import System
@@ -27,11 +30,21 @@ class Owner(Protocol):
     def _submit_prepared_nowait(self, system: System, call: Prepared, options: Options) -> DistributedRunHandle: ...
 
 
+class Template(Struct, eq=False):
+    """What a call has in common with the one before it, while the tensors live and the rest is of the same shapes and dtypes."""
+
+    epoch: int
+    key: tuple[Any, ...]  # the signature of the rest
+    call: Prepared
+    accesses: tuple[Access, ...]  # of the fixed arguments
+    written: tuple[bool | None, ...]  # of each argument of the rest: is it written; `None`: it is a scalar
+
+
 class BoundProgram:
     """A program with fixed arguments. The rest is given in the order of the parameters; all `Out` parameters that are not fixed may be
     left out (return style). Options are those of `run`."""
 
-    __slots__ = ("_complete", "_entry", "_epoch", "_fixed", "_rest", "_short", "_tensors", "_worker")
+    __slots__ = ("_complete", "_entry", "_epoch", "_fixed", "_rest", "_short", "_template", "_tensors", "_worker")
 
     def __init__(self, worker: Owner, entry: Entry, tensors: Tensors, fixed: Mapping[str, Any]) -> None:
         self._worker = worker
@@ -52,6 +65,7 @@ class BoundProgram:
         self._short = tuple(position for position in self._rest if position in inputs) if no_output_fixed else None
         self._complete: Prepared | None = None
         self._epoch = -1
+        self._template: Template | None = None
         self._check_tensors()
         if not self._rest:
             self._complete = self._prepare(())
@@ -112,11 +126,64 @@ class BoundProgram:
     def _call(self, rest: Sequence[Any]) -> Prepared:
         if self._complete is not None and not rest and self._epoch == self._tensors.epoch:
             return self._complete
+        if self._rest:
+            known = self._like_before(rest)
+            if known is not None:
+                return known
         call = self._prepare(rest)
         if not self._rest:
             self._complete = call
             self._epoch = self._tensors.epoch
+        else:
+            self._remember(rest, call)
         return call
+
+    def _like_before(self, rest: Sequence[Any]) -> Prepared | None:
+        """The call, if it differs from the one before in nothing but the host arrays and scalars of the rest."""
+        template = self._template
+        if template is None or template.epoch != self._tensors.epoch or not self._entry.active:
+            return None
+        if tuple([sign_one(arg) for arg in rest]) != template.key:
+            return None
+        before = template.call
+        args = list(before.args)
+        accesses = list(template.accesses)
+        for position, arg, write in zip(self._rest, rest, template.written, strict=True):
+            args[position] = arg
+            if write is not None:
+                if write and not arg.flags.writeable:
+                    return None  # the full check says what is wrong
+                accesses += host_accesses(arg, write)
+        return Prepared(
+            before.entry,
+            before.signed,
+            tuple(args),
+            tuple(accesses),
+            (),
+            False,
+            before.program,
+            before.shown,
+            before.stage,
+            before.plans,
+            before.rank,
+        )
+
+    def _remember(self, rest: Sequence[Any], call: Prepared) -> None:
+        signed, params = call.signed, self._entry.program.params
+        plain = signed.whole is not None and not (signed.outputs or signed.multiple or self._entry.has_static)
+        scalars = all(
+            params[position].array is not None or type(arg) is params[position].scalar
+            for position, arg in zip(self._rest, rest, strict=False)
+        )
+        if not plain or not scalars or len(rest) != len(self._rest) or any(isinstance(arg, DeviceTensor) for arg in rest):
+            return
+        assert signed.whole is not None
+        writes = dict(signed.whole)
+        fixed = [
+            access for position, write in signed.whole if position in self._fixed for access in accesses_of(call.args[position], write)
+        ]
+        written = tuple(writes.get(position) if params[position].array is not None else None for position in self._rest)
+        self._template = Template(self._tensors.epoch, tuple([sign_one(arg) for arg in rest]), call, tuple(fixed), written)
 
     def _prepare(self, rest: Sequence[Any]) -> Prepared:
         self._entry.check_active()

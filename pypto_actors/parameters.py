@@ -123,6 +123,10 @@ def hints_of(function: Callable[..., Any], frame: FrameType | None) -> dict[str,
                 continue
     try:
         return get_type_hints(function, None, local, include_extras=True)
+    except TypeError as error:
+        if code is None:
+            raise ProgramError(f"{function!r} is no Python function, so that its parameters cannot be told") from error
+        raise
     except NameError as error:
         raise ProgramError(f"an annotation of {function.__qualname__} cannot be evaluated: {error}") from error
 
@@ -131,6 +135,10 @@ def parameters_of(
     function: Callable[..., Any], hints: dict[str, Any], what: str, skip: int, defaults: bool, static: bool
 ) -> tuple[Parameter, ...]:
     """The parameters after the first `skip`, each by its annotation; a `ProgramError` names the first that cannot be used."""
+    if not inspect.isroutine(function) or getattr(function, "__code__", None) is None:
+        raise ProgramError(f"{what} must be a Python function, got {function!r}; wrap it in one: def {what.split()[0]}(…): …")
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ProgramError(f"{what} is async or a generator, so that calling it does nothing; make it a plain function")
     found = []
     for given in list(inspect.signature(function).parameters.values())[skip:]:
         where = f"parameter {given.name!r} of {what}"
@@ -178,7 +186,12 @@ def scalar_of(value: Any, kind: type) -> Any:
     if isinstance(value, (bool, np.bool_)):
         return bool(value) if kind is bool else None
     if isinstance(value, (int, np.integer)):
-        return int(value) if kind is int else float(value) if kind is float else None
+        if kind is float:
+            try:
+                return float(value)
+            except OverflowError:
+                return None
+        return int(value) if kind is int else None
     if isinstance(value, (float, np.floating)):
         return float(value) if kind is float else None
     return None

@@ -79,8 +79,11 @@ class Program:
         self.function = function
         self.name: str = name or str(getattr(function, "__name__", "program"))
         self.stage = stage
-        if isinstance(callbacks, str):
-            raise ProgramError(f"callbacks is a tuple of names such as ({callbacks!r},), got the str {callbacks!r}")
+        for what, given in (("name", name), ("stage", stage)):
+            if given is not None and not isinstance(given, str):
+                raise ProgramError(f"the {what} of a program is a str, got {given!r} for {self.name!r}")
+        if isinstance(callbacks, str) or not isinstance(callbacks, Iterable):
+            raise ProgramError(f"callbacks is a tuple of names such as ('verify',), got {callbacks!r}")
         self.callbacks = tuple(callbacks)
         for callback in self.callbacks:
             if not isinstance(callback, str):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pypto_actors import collectives
-from pypto_actors.errors import PlacementError, ProgramError, PyptoActorsError
+from pypto_actors.errors import PlacementError, ProgramError
 from pypto_actors.gangs import (
     add_ref,
     all_to_all,
@@ -102,6 +103,8 @@ class Orchestrator:
                 self._check_ref(arg, where)
                 slots.append(Slot(Source.ARGUMENT, arg._index))
             else:
+                if isinstance(arg, (list, tuple, dict, set)) and any(isinstance(item, (TensorRef, ScalarRef)) for item in _items(arg)):
+                    raise ProgramError(f"{where} is a {type(arg).__name__} of refs; pass each ref as an argument of its own")
                 slots.append(Slot(Source.CONSTANT, value=arg))
         self._steps.append(RawStep(name, None, tuple(slots), tuple(touches), None, callback))
 
@@ -245,13 +248,14 @@ class Orchestrator:
             )
         slots: list[Slot] = []
         touches: list[Touch] = []
+        bound: dict[str, int] = {}
         for parameter, arg in zip(params, args, strict=False):
             where = f"argument {parameter.name!r} of kernel {kernel.name!r} in program {self._program.name!r}"
             if parameter.array is not None:
                 if not isinstance(arg, TensorRef):
                     raise ProgramError(f"{where} must be a tensor ref, got {_kind(arg)}")
                 self._check_ref(arg, where)
-                _check_form(parameter, arg, where)
+                _check_form(parameter, arg, where, bound)
                 self._add(slots, touches, arg, parameter.writes, where)
             else:
                 slots.append(self._scalar(parameter, arg, where))
@@ -263,11 +267,11 @@ class Orchestrator:
         if isinstance(arg, ScalarRef):
             self._check_ref(arg, where)
             if arg._kind is not kind and not (kind is float and arg._kind is int):
-                raise ProgramError(f"{where} must be a {kind.__name__}, got the {arg._kind.__name__} {arg._name!r}")
+                raise ProgramError(f"{where} must be {_article(kind)}, got the {arg._kind.__name__} {arg._name!r}")
             return Slot(Source.ARGUMENT, arg._index)
         value = scalar_of(arg, kind)
         if value is None:
-            raise ProgramError(f"{where} must be a {kind.__name__}, got {_kind(arg)}")
+            raise ProgramError(f"{where} must be {_article(kind)}, got {_kind(arg)}")
         return Slot(Source.CONSTANT, value=value)
 
     def _add(self, slots: list[Slot], touches: list[Touch], ref: TensorRef, write: bool, where: str) -> None:
@@ -315,6 +319,8 @@ class Orchestrator:
         raise PlacementError(text) if ref._source is Source.ARGUMENT else ProgramError(text)
 
     def _rank(self, device: object, what: str) -> int:
+        if isinstance(device, ScalarRef):
+            device._used()
         if isinstance(device, bool) or not isinstance(device, (int, np.integer)):
             raise ProgramError(f"the device of {what} must be an int, got {_kind(device)}")
         if not 0 <= device < self.world_size:
@@ -338,9 +344,9 @@ def record(
     """Run the program's function once with what stands for its arguments."""
     try:
         program.function(orchestrator, *values)
-    except PyptoActorsError:
+    except (ProgramError, PlacementError):
         raise
-    except Exception as error:
+    except Exception as error:  # also an index that is none, which is an ArgumentError elsewhere
         raise ProgramError(f"program {program.name!r} raised while it was recorded: {type(error).__name__}: {error}") from error
     finally:
         orchestrator._open = False
@@ -351,12 +357,15 @@ def shape_of(shape: int | Sequence[int]) -> Shape:
     """A shape as a tuple of ints; a `ProgramError` says what is wrong with it."""
     sizes = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
     for size in sizes:
+        if isinstance(size, ScalarRef):
+            size._used()
         if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 0:
             raise ProgramError(f"a shape is made of ints of at least 0, got {size!r} in {shape!r}")
     return tuple(int(size) for size in sizes)
 
 
-def _check_form(parameter: Parameter, ref: TensorRef, where: str) -> None:
+def _check_form(parameter: Parameter, ref: TensorRef, where: str, bound: dict[str, int]) -> None:
+    """`bound`: the symbolic dimensions of the kernel, by its earlier arguments."""
     spec = parameter.array
     assert spec is not None
     if spec.dtype is not None and ref.dtype != spec.dtype:
@@ -366,8 +375,9 @@ def _check_form(parameter: Parameter, ref: TensorRef, where: str) -> None:
     if len(ref.shape) != len(spec.shape):
         raise ProgramError(f"{where} must have {len(spec.shape)} dimensions {spec.shape}, got {ref!r}")
     for size, want in zip(ref.shape, spec.shape, strict=True):
-        if isinstance(want, int) and size != want:
-            raise ProgramError(f"{where} must have the shape {spec.shape}, got {ref!r}")
+        if size != (want if isinstance(want, int) else bound.setdefault(want, size)):
+            known = f" with {want!r} = {bound[want]}" if isinstance(want, str) else ""
+            raise ProgramError(f"{where} must have the shape {spec.shape}{known}, got {ref!r}")
 
 
 def _callback_modes(function: Callable[..., Any], name: str, program: str, args: Sequence[Any]) -> list[Mode | None]:
@@ -381,7 +391,7 @@ def _callback_modes(function: Callable[..., Any], name: str, program: str, args:
     except TypeError as error:
         raise ProgramError(f"callback {name!r} of program {program!r} cannot take the {len(args)} recorded arguments: {error}") from None
     try:
-        hints = hints_of(function, None)
+        hints = hints_of(_annotated(function), None)
     except (ProgramError, TypeError, AttributeError):  # annotations of something else than this package
         hints = {}
     modes: list[Mode | None] = []
@@ -392,8 +402,27 @@ def _callback_modes(function: Callable[..., Any], name: str, program: str, args:
     return modes
 
 
+def _article(kind: type) -> str:
+    return f"an {kind.__name__}" if kind is int else f"a {kind.__name__}"
+
+
 def _name(kernel: object) -> str:
     return repr(getattr(kernel, "name", kernel))
+
+
+def _annotated(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """What has the annotations of a callback: of a partial its function, of an object its `__call__`."""
+    while isinstance(callback, functools.partial):
+        callback = callback.func
+    return callback if inspect.isroutine(callback) else type(callback).__call__
+
+
+def _items(value: Any) -> Iterator[object]:
+    """The items of a container, and those of the containers in it."""
+    for item in value.values() if isinstance(value, dict) else value:
+        yield item
+        if isinstance(item, (list, tuple, dict, set)):
+            yield from _items(item)
 
 
 def _kind(value: object) -> str:

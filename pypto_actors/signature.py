@@ -47,10 +47,12 @@ def sign_one(value: Any) -> Any:
 def signature_key(program: Program, args: Sequence[Any]) -> tuple[Any, ...]:
     """The key of a call's plan among the plans of its program."""
     key = [arg.signature if type(arg) is DeviceTensor else sign_one(arg) for arg in args]
-    if program.has_static and len(args) == len(given_positions(program, len(args))):
-        for index, position in enumerate(given_positions(program, len(args))):
-            if program.params[position].static:
-                key[index] = (key[index], args[index])
+    for index, position in enumerate(given_positions(program, len(args))):
+        parameter = program.params[position]
+        if parameter.scalar is not None and (value := scalar_of(args[index], parameter.scalar)) is not None:
+            # numpy scalars count as their Python kind; 0.0 and -0.0 are equal, and nan is not, but each is one value
+            exact = value.hex() if parameter.static and parameter.scalar is float else value
+            key[index] = (parameter.scalar, exact) if parameter.static else parameter.scalar
     return tuple(key)
 
 

@@ -86,6 +86,13 @@ def host_accesses(array: Array, write: bool) -> list[Access]:
     return [(HOST, address + start, address + start + run, write) for start in sorted(set(starts))]
 
 
+def accesses_of(value: Any, write: bool) -> Sequence[Access]:
+    """The bytes of a whole argument."""
+    if type(value) is DeviceTensor:
+        return (value.writes if write else value.reads,)
+    return host_accesses(value, write)
+
+
 def host_access(array: Array, write: bool) -> Access:
     """The bytes of a host array, from its lowest to its highest."""
     address: int = array.__array_interface__["data"][0]
@@ -153,11 +160,7 @@ def _prepare(entry: Entry, signed: Signed, given: Sequence[Any], tensors: Tensor
     if whole is not None:
         accesses: list[Access] = []
         for position, write in whole:
-            arg = args[position]
-            if type(arg) is DeviceTensor:
-                accesses.append(arg.writes if write else arg.reads)
-            else:
-                accesses += host_accesses(arg, write)
+            accesses += accesses_of(args[position], write)
     else:
         accesses = _partial(signed, args)
     serial = signed.multiple and _alias(accesses)

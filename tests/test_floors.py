@@ -18,8 +18,8 @@ PACKAGE = Path(__file__).parent.parent / "pypto_actors"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config", "values"),
-    ("plan", "parameters"),
-    ("messages", "collectives", "program"),
+    ("plan", "parameters", "sources"),
+    ("messages", "collectives", "program", "constants"),
     ("arena", "hazards", "policy", "refs"),
     ("lifecycle", "steps"),
     ("failures", "health", "ledger", "mailbox", "queues", "statistics", "tensors", "deadlines", "gangs"),

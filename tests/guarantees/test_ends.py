@@ -16,7 +16,7 @@ import pypto_actors as pa
 from pypto_actors.backends import ThreadBackend
 from pypto_actors.executor import Desk, Executor
 from pypto_actors.testing import VirtualTimeLoop
-from tests.guarantees.support import Busy, Hold, adder, noter, turns, worker, zeros
+from tests.guarantees.support import Busy, Hold, adder, copier, noter, turns, worker, zeros
 
 
 async def test_a_failing_start_raises_the_original_and_leaves_nothing() -> None:
@@ -331,3 +331,24 @@ async def test_bound_programs() -> None:
                 await call()
         with pytest.raises(pa.StaleTensorError):
             w.bind(add, x=t)
+
+
+async def test_bound_calls_that_are_like_the_one_before_are_checked_all_the_same() -> None:
+    put = copier()
+    async with worker(put, backend="inline") as w:
+        t = await w.alloc_tensor((4,), "int64", init=zeros(5))
+        bound = w.bind(put, src=t)
+        first, second = zeros(), zeros()
+        await bound(first)
+        await bound(second)
+        assert first.tolist() == second.tolist() == [5] * 4
+        second.flags.writeable = False
+        with pytest.raises(pa.ArgumentValueError, match="read-only"):
+            await bound(second)
+        with pytest.raises(pa.ArgumentValueError):
+            await bound(zeros().astype("f4"))
+        with pytest.raises(pa.ArgumentTypeError):
+            await bound([1])
+        await w.free_tensor(t)
+        with pytest.raises(pa.StaleTensorError):
+            await bound(first)

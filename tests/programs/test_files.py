@@ -97,7 +97,7 @@ def test_what_has_no_digest_says_why(tmp_path: Path) -> None:
     )
     with pytest.raises(pa.ProgramError, match=r"'odd'.*inside another function"):
         digest(tmp_path, inner)
-    with pytest.raises(pa.ProgramError, match="'SCALE' is a object, whose value cannot be told"):
+    with pytest.raises(pa.ProgramError, match="global 'SCALE' of function 'twice' is a object, whose value cannot be told"):
         digest(tmp_path, SOURCE.replace("SCALE = 2", "class O:\n    pass\nSCALE = object()"))
 
 
@@ -123,7 +123,7 @@ def test_saving_refuses_what_it_must_not_replace(tmp_path: Path) -> None:
     compiled = pa.load_program(write(tmp_path, SOURCE)).compile()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(pa.ProgramError, match="holds no saved program"):
+    with pytest.raises(pa.ProgramError, match="is no directory of a saved program alone"):
         compiled.save(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
@@ -148,7 +148,7 @@ def test_saving_refuses_what_needs_other_files(tmp_path: Path, monkeypatch: pyte
         (lambda d: _edit(d, format="other"), r"has the format 'other'"),
         (lambda d: _edit(d, digest="0" * 64), "another digest"),
         (lambda d: _edit(d, config={"device_ids": []}), "configuration that cannot be used"),
-        (lambda d: _edit(d, files={"../x": "0"}), "outside its directory"),
+        (lambda d: _edit(d, files={"../x": "0"}), "lists the files"),
         (lambda d: _edit(d, name="ghost"), "no program named 'ghost'"),
     ],
 )
@@ -188,7 +188,7 @@ def test_imported_programs_are_no_candidates(tmp_path: Path, monkeypatch: pytest
     write(tmp_path, SOURCE, "a_module_with_a_program.py")
     monkeypatch.syspath_prepend(str(tmp_path))
     importing = "from a_module_with_a_program import program as other\n"
-    with pytest.raises(pa.ProgramLoadError, match=r"defines 0 programs: none \(1 imported ones are no candidates\)"):
+    with pytest.raises(pa.ProgramLoadError, match=r"defines 0 programs: none \(1 imported, no candidate\)"):
         pa.load_program(write(tmp_path, importing))
     assert pa.load_program(write(tmp_path, importing + SOURCE.replace("doubler", "mine"))).name == "mine"
 
@@ -209,7 +209,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, source: str, match: str) -> N
 
 
 def test_paths_that_are_no_files(tmp_path: Path) -> None:
-    with pytest.raises(pa.ProgramLoadError, match="a directory"):
+    with pytest.raises(pa.ProgramLoadError, match="is a directory.*from_dir"):
         pa.load_program(tmp_path)
-    with pytest.raises(pa.ProgramLoadError, match="no such file"):
+    with pytest.raises(pa.ProgramLoadError, match="does not exist"):
         pa.load_program(tmp_path / "nothing.py")
