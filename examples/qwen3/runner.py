@@ -59,6 +59,13 @@ class Qwen3:
         await self._prefill(ids, slot, logits)
         return logits
 
+    def bind_decode(self, **state: pa.DeviceTensor) -> pa.BoundProgram:
+        """The decode program with weights, cache and `state` fixed: device tensors `tokens` (n,), `positions` (n,), `logits` (n, V).
+
+        Such steps need nothing of the host, so they can be submitted ahead: the way to the device is hidden behind the step before.
+        """
+        return self._worker.bind(self.programs.decode, **self._tensors, **state)
+
     async def decode(self, tokens: Iterable[int], positions: Iterable[int]) -> Array:
         """Logits (n, V) behind one further token of each of the first n sequences, at its own position."""
         ids, places = np.fromiter(tokens, np.int64), np.fromiter(positions, np.int64)
