@@ -126,7 +126,8 @@ class Coordinator:
             case Tick():
                 self.now = max(self.now, message.at)
                 for late in self.deadlines.passed(message.at):
-                    self._end(late, EXPIRE, expired(late, self.now))
+                    if late.state is QUEUED:  # one of the others may have been what it comes after
+                        self._end(late, EXPIRE, expired(late, self.now))
             case Drain():
                 assert record is not None
                 self.operations.watch(record, self.records)

@@ -21,6 +21,9 @@ class Desk(Protocol):
     def post(self, answer: Answer, /) -> None:
         """Put an answer into the coordinator's mailbox."""
 
+    def answered(self, answer: Answer, /) -> None:
+        """Hand in the only answer that has come from outside a turn, and let the actors work."""
+
     def turn(self) -> None:
         """Let the actors work now; for those who come from outside a turn."""
 

@@ -97,7 +97,7 @@ class Router:
             fresh = self.fresh
             if fresh:
                 self.fresh = []
-                if len(fresh) != 1 or not self._goes_alone(fresh[0]):
+                if len(fresh) != 1 or not self.goes_alone(fresh[0]):
                     for record in fresh:
                         self._admit(record)
             if self.dirty:
@@ -128,7 +128,7 @@ class Router:
 
     # ------------------------------------------------------------------------------------------ into the queues
 
-    def _goes_alone(self, record: Record) -> bool:
+    def goes_alone(self, record: Record) -> bool:
         """Hand it over at once if nobody else is ready on its only device and nothing else can stand in its way, as is most common."""
         plan, message = record.plan, record.message
         if plan is None or not plan.simple or not message.plain or record.id > self.open_until or record.state is not QUEUED:
@@ -249,6 +249,8 @@ class Router:
             self.timed -= 1
         self._port.left()
         self._overtake(record)
+        if record.claimed:  # the devices that it kept from others are free
+            self.dirty.update(dict.fromkeys(plan.devices))
         if plan.scratch:
             self._take_scratch(record)
         if plan.sole >= 0:

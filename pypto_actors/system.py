@@ -16,7 +16,7 @@ from pypto_actors.deadlines import NEVER
 from pypto_actors.device import DeviceActor
 from pypto_actors.errors import InternalError
 from pypto_actors.events import COORDINATOR, HOST_ACTOR, Changed, Event, Received, Routed, Started, TraceHook
-from pypto_actors.executor import Executor, clock_of
+from pypto_actors.executor import Answer, Executor, clock_of
 from pypto_actors.host import HostActor
 from pypto_actors.lifecycle import Failure, Record, RunState
 from pypto_actors.mailbox import Admission, Envelope
@@ -56,6 +56,7 @@ class System:
         self._calls: deque[Call] = deque()  # the host actor's mail
         self._scheduled = False
         self.eager = False  # do kernels run elsewhere, so that a turn in the caller's frame is short?
+        self._timed = self.coordinator.deadlines.heap
         self._hooked = False  # is the user's trace hook at work?
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
@@ -98,12 +99,41 @@ class System:
             self._scheduled = True
             self.loop.call_soon(self.turn)
 
-    def tell_now(self, message: ToCoordinator, record: Record) -> None:
+    def tell_now(self, message: Submit, record: Record) -> None:
         """Put a message into the mailbox and let the actors work at once: what waits for a kernel elsewhere has a way to go."""
         if self._scheduled or not self.eager:
             self.tell(message, record)
-        else:
+        elif not message.plain or self.trace is not None or self.mail or self._busy or self.crashed is not None or self._timed:
             self.post(message, record)
+            self.turn()
+        else:  # a turn for one message, in the order in which `turn` does it
+            router = self.router
+            try:
+                self.coordinator.submit(message, record)
+                if router.fresh or router.dirty:
+                    router.route(self.coordinator.now)
+                if self._busy:
+                    actor = self._busy.popleft()
+                    waiting = actor.mail
+                    while waiting:
+                        actor.receive(waiting.popleft())
+            except Exception as error:
+                self._crash(error)
+            if self._busy or self.mail or self._calls or self._later or router.fresh or router.dirty:
+                self._schedule()
+
+    def answered(self, answer: Answer) -> None:
+        """A device that works elsewhere has answered, and nothing else has come: a turn for one answer."""
+        router = self.router
+        if type(answer) is not Completed or self.trace is not None or self.mail or self._busy or self.crashed is not None:
+            self.post(answer)
+            self.turn()
+            return
+        try:
+            self.coordinator.completed(answer)
+        except Exception as error:
+            self._crash(error)
+        if router.fresh or router.dirty or self.mail:
             self.turn()
 
     def post(self, message: ToCoordinator, record: Record | None = None) -> None:
@@ -182,7 +212,7 @@ class System:
             self._fail_mail()
             return
         coordinator, router, mail, busy = self.coordinator, self.router, self.mail, self._busy
-        calls, later, timed = self._calls, self._later, coordinator.deadlines.heap
+        calls, later, timed = self._calls, self._later, self._timed
         budget = TURN
         try:
             while True:

@@ -42,6 +42,11 @@ class Inbox:
     def _take(self) -> None:
         self._awake = False
         answers = self._answers
+        if len(answers) == 1:
+            answer, executor = answers.popleft()
+            if not executor.dead:
+                self._desk.answered(answer)
+            return
         while answers:
             answer, executor = answers.popleft()
             if not executor.dead:  # it may have died after it had handed it in
