@@ -32,6 +32,7 @@ from pypto_actors.signature import Signed, sign_one
 from pypto_actors.system import System
 from pypto_actors.tensors import Tensors
 from pypto_actors.values import HOST, Access, DeviceTensor
+from pypto_actors.waiter import Waiter
 
 Array = np.ndarray[Any, Any]
 
@@ -261,7 +262,7 @@ def _handles(after: Iterable[DistributedRunHandle], worker: Any) -> tuple[Distri
 
 
 def accept(
-    system: System, worker: Any, counter: Counter, call: Prepared, options: Options, waiter: asyncio.Future[None] | None = None
+    system: System, worker: Any, counter: Counter, call: Prepared, options: Options, waiter: Waiter | asyncio.Future[None] | None = None
 ) -> DistributedRunHandle:
     """Put the call into the mailbox; room for it is taken already. `waiter`: the caller does nothing else before its end."""
     counter.last = run = counter.last + 1

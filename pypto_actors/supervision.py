@@ -176,7 +176,7 @@ class Supervisor:
         finally:
             if system.crashed is None:
                 system.post(End())
-                system.turn()
+                system.work()
             self.closed = True
             await self._stop()
             system.stop()

@@ -22,6 +22,7 @@ from pypto_actors.lifecycle import Failure, Record, RunState
 from pypto_actors.mailbox import Admission, Envelope
 from pypto_actors.messages import Call, Completed, Died, Submit, Tick, ToCoordinator, ToDevice
 from pypto_actors.tensors import Tensors
+from pypto_actors.waiter import Waiter
 
 TURN = 64  # messages to devices in one turn of the loop
 EARLY = 1e-3  # seconds before its time at which a timer may be called
@@ -56,6 +57,9 @@ class System:
         self._calls: deque[Call] = deque()  # the host actor's mail
         self._scheduled = False
         self.eager = False  # do kernels run elsewhere, so that a turn in the caller's frame is short?
+        self.wakeups: list[Waiter] = []  # resolved, and not yet told
+        # a loop of our tests chooses itself which task goes on
+        self._direct = not hasattr(loop, "virtual_time")
         self._timed = self.coordinator.deadlines.heap
         self._hooked = False  # is the user's trace hook at work?
         self._timer: asyncio.TimerHandle | None = None
@@ -105,7 +109,9 @@ class System:
             self.tell(message, record)
         elif not message.plain or self.trace is not None or self.mail or self._busy or self.crashed is not None or self._timed:
             self.post(message, record)
-            self.turn()
+            self.work()
+            if self.wakeups:
+                self.loop.call_soon(self._wake)
         else:  # a turn for one message, in the order in which `turn` does it
             router = self.router
             try:
@@ -119,7 +125,7 @@ class System:
                         actor.receive(waiting.popleft())
             except Exception as error:
                 self._crash(error)
-            if self._busy or self.mail or self._calls or self._later or router.fresh or router.dirty:
+            if self._busy or self.mail or self._calls or self._later or router.fresh or router.dirty or self.wakeups:
                 self._schedule()
 
     def answered(self, answer: Answer) -> None:
@@ -135,6 +141,8 @@ class System:
             self._crash(error)
         if router.fresh or router.dirty or self.mail:
             self.turn()
+        elif self.wakeups:
+            self._wake()
 
     def post(self, message: ToCoordinator, record: Record | None = None) -> None:
         """The same, where a turn is under way or follows."""
@@ -205,8 +213,28 @@ class System:
                 self._crash(error)
             self._schedule()
 
+    def waiter(self) -> Waiter | asyncio.Future[None]:
+        """What the task of a caller is to await."""
+        return Waiter(self.loop, self.wakeups) if self._direct else self.loop.create_future()
+
     def turn(self) -> None:
-        """Work until nothing is left to do, or for as long as it is fair to the rest of the loop."""
+        """Work until nothing is left to do, or for as long as it is fair to others. A callback of the loop: no task is running."""
+        self.work()
+        if self.wakeups:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Let the tasks go on whose dispatches have ended. A callback of the loop: no task is running."""
+        wakeups = self.wakeups
+        try:
+            while wakeups:
+                wakeups.pop(0).wake()
+        finally:  # the user has interrupted one of them
+            if wakeups:
+                self.loop.call_soon(self._wake)
+
+    def work(self) -> None:
+        """A turn in the frame of whoever calls; tasks are not woken before the next callback of the loop."""
         self._scheduled = False
         if self.crashed is not None:
             self._fail_mail()

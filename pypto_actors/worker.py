@@ -225,7 +225,7 @@ class DistributedWorker:
         admission = system.admission
         if admission.room > 0 and not admission.waiting:
             admission.room -= 1
-            waiter = system.loop.create_future()  # before the device hears of it: afterwards there is little left to do
+            waiter = system.waiter()  # before the device hears of it: afterwards there is little left to do
             handle = accept(system, self, self._counter, call, options, waiter)
             try:
                 await waiter

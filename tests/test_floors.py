@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("coordinator", "signature"),
     ("executor", "registry"),
     ("backends/*",),
-    ("device", "host"),
+    ("device", "host", "waiter"),
     ("system",),
     ("handle",),
     ("submission", "supervision"),

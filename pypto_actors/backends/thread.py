@@ -24,24 +24,24 @@ Ready: TypeAlias = tuple[Dispatch, Part, list[Any]]
 class Inbox:
     """Answers on their way from threads to the loop: one deque, and one wake-up for all that come before it is heard."""
 
-    __slots__ = ("_answers", "_awake", "_desk", "_loop")
+    __slots__ = ("_desk", "answers", "awake", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, desk: Desk) -> None:
-        self._loop = loop
+        self.loop = loop
         self._desk = desk
-        self._answers: deque[tuple[Answer, ThreadExecutor]] = deque()
-        self._awake = False
+        self.answers: deque[tuple[Answer, ThreadExecutor]] = deque()
+        self.awake = False
 
     def put(self, answer: Answer, executor: ThreadExecutor) -> None:
         """From any thread."""
-        self._answers.append((answer, executor))
-        if not self._awake:
-            self._awake = True
-            self._loop.call_soon_threadsafe(self._take)
+        self.answers.append((answer, executor))
+        if not self.awake:
+            self.awake = True
+            self.loop.call_soon_threadsafe(self.take)
 
-    def _take(self) -> None:
-        self._awake = False
-        answers = self._answers
+    def take(self) -> None:
+        self.awake = False
+        answers = self.answers
         if len(answers) == 1:
             answer, executor = answers.popleft()
             if not executor.dead:
@@ -105,7 +105,8 @@ class ThreadExecutor(LocalExecutor):
 
     def _serve(self) -> None:
         """The device's thread: do what comes, in order, until it is told to end."""
-        get, put, clock, rank = self._queue.get, self._inbox.put, self._clock, self._rank
+        get, inbox, clock, rank = self._queue.get, self._inbox, self._clock, self._rank
+        answers, wake, take = inbox.answers, inbox.loop.call_soon_threadsafe, inbox.take
         while (ready := get()) is not None:
             message, part, values = ready
             if part.meeting or len(part.events) > 1:
@@ -115,7 +116,10 @@ class ThreadExecutor(LocalExecutor):
             else:
                 answer = execute(message, part, values, rank, clock)
             if not self.dead:
-                put(answer, self)
+                answers.append((answer, self))  # what `Inbox.put` does
+                if not inbox.awake:
+                    inbox.awake = True
+                    wake(take)
             del ready, message, values, answer  # the next may be long in coming, and these hold arrays
 
     def _step(self, message: Dispatch, part: Part, values: list[Any]) -> Answer:
