@@ -437,7 +437,7 @@ class Coordinator:
         self.operations.watch(record, runs)
 
     def _cancel_queued(self, kind: type[PyptoActorsError], why: str) -> None:
-        for record in list(self.records.values()):
+        for record in reversed(list(self.records.values())):  # so that none fails of another's end
             if record.state is not QUEUED:
                 continue
             if record.plan is not None or (kind is WorkerClosedError and not isinstance(record.message, Free)):

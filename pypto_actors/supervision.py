@@ -89,9 +89,11 @@ class Supervisor:
                 f"the clock of this loop is virtual, and backend {backend.name!r} works in real time; use backend='inline', or a real loop"
             )
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout) as scope:
                 executors = await backend.start(range(self._config.world_size), system, system.loop)
         except TimeoutError as error:
+            if not scope.expired():
+                raise
             raise TimeoutError(f"backend {backend.name!r} did not start within {timeout} s; see startup_timeout") from error
         if getattr(backend, "callbacks_in_threads", True):
             self._threads = CallbackThreads(system, max(1, self._config.num_sub_workers))

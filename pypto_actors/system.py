@@ -21,6 +21,7 @@ from pypto_actors.host import HostActor
 from pypto_actors.lifecycle import Failure, Record, RunState
 from pypto_actors.mailbox import Admission, Envelope
 from pypto_actors.messages import Call, Completed, Died, Submit, Tick, ToCoordinator, ToDevice
+from pypto_actors.router import ALL
 from pypto_actors.tensors import Tensors
 from pypto_actors.waiter import Waiter
 
@@ -124,7 +125,7 @@ class System:
                     while waiting:
                         actor.receive(waiting.popleft())
             except Exception as error:
-                self._crash(error)
+                self._crash(error, record)
             if self._busy or self.mail or self._calls or self._later or router.fresh or router.dirty or self.wakeups:
                 self._schedule()
 
@@ -204,13 +205,10 @@ class System:
     def flush(self) -> None:
         """Let the coordinator take the mail that has come, now, so that what it knows is up to date. It hands nothing over."""
         if self.mail and not self._hooked and not self.router.asking:
-            try:
-                if self.crashed is None:
-                    self._take_mail()
-                else:
-                    self._fail_mail()
-            except Exception as error:
-                self._crash(error)
+            if self.crashed is None:
+                self._take_mail()
+            else:
+                self._fail_mail()
             self._schedule()
 
     def waiter(self) -> Waiter | asyncio.Future[None]:
@@ -242,6 +240,7 @@ class System:
         coordinator, router, mail, busy = self.coordinator, self.router, self.mail, self._busy
         calls, later, timed = self._calls, self._later, self._timed
         budget = TURN
+        record: Record | None = None  # of the message in hand
         try:
             while True:
                 while mail:
@@ -276,7 +275,7 @@ class System:
             if timed:
                 self._arm(coordinator.deadlines.next())
         except Exception as error:
-            self._crash(error)
+            self._crash(error, record)
         finally:
             if mail or busy or later or calls:
                 self._schedule()
@@ -300,8 +299,13 @@ class System:
             self.host.receive(self._calls.popleft())
 
     def _take_mail(self) -> None:
-        while self.mail:
-            self.coordinator.receive(*self.mail.popleft())
+        record: Record | None = None
+        try:
+            while self.mail:
+                message, record = self.mail.popleft()
+                self.coordinator.receive(message, record)
+        except Exception as error:
+            self._crash(error, record)
 
     def _arm(self, deadline: float) -> None:
         if deadline == self._timer_at:
@@ -321,12 +325,16 @@ class System:
 
     # ------------------------------------------------------------------------------------------ ends
 
-    def _crash(self, error: Exception) -> None:
+    def _crash(self, error: Exception, in_hand: Record | None = None) -> None:
         """A fault of our own: nothing can be trusted any more, but everybody gets an answer."""
         self.crashed = error
         logger.critical("the coordinator of a worker failed; the worker can only be closed", exc_info=error)
-        self._fail_all([*self.coordinator.records.values(), *(record for record, _ in self.coordinator.operations.watches)])
+        watches = [record for record, _ in self.coordinator.operations.watches]
+        self._fail_all([*([in_hand] if in_hand is not None else []), *self.coordinator.records.values(), *watches])
         self._fail_mail()
+        self.admission.room = ALL  # nobody waits for room any more: later calls are let in, and fail
+        while self.admission.waiting:
+            self.admission.waiting.popleft().refuse(InternalError(f"the coordinator failed: {error!r}; please report it"))
 
     def _fail_mail(self) -> None:
         self._fail_all([record for _, record in self.mail if record is not None])

@@ -18,13 +18,14 @@ Callback = Callable[[Any], object]
 class Waiter:
     """Awaited by one task. `wakeups` gets it when it is resolved; who empties that list calls `wake`."""
 
-    __slots__ = ("_asyncio_future_blocking", "_callback", "_cancelled", "_context", "_done", "_loop", "_wakeups")
+    __slots__ = ("_asyncio_future_blocking", "_callback", "_cancelled", "_context", "_done", "_loop", "_message", "_wakeups")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, wakeups: list[Waiter]) -> None:
         self._asyncio_future_blocking = False
         self._callback: Callback | None = None
         self._context: contextvars.Context | None = None
         self._cancelled = False
+        self._message: object = None  # by which cancel scopes know their own cancellation
         self._done = False
         self._loop = loop
         self._wakeups = wakeups
@@ -54,7 +55,7 @@ class Waiter:
 
     def result(self) -> None:
         if self._cancelled:
-            raise asyncio.CancelledError
+            raise asyncio.CancelledError() if self._message is None else asyncio.CancelledError(self._message)
         if not self._done:
             raise asyncio.InvalidStateError("what is waited for has not ended")
 
@@ -63,6 +64,7 @@ class Waiter:
         if self._done:
             return False
         self._done = self._cancelled = True
+        self._message = msg
         if self._callback is not None:
             self._loop.call_soon(self._callback, self, context=self._context)
         return True

@@ -186,3 +186,36 @@ async def test_a_wait_that_times_out_leaves_the_run_alone() -> None:
         hold.open()
         assert (await handle.wait(10)).returned == ("held",)
         assert handle.exception() is None
+
+
+async def test_what_run_awaits_is_a_future_to_asyncio() -> None:
+    """The waiter of `run` on a real loop: cancelled before its end, in the very step of its end, and in a group of tasks."""
+    hold, add = Hold(), adder()
+    async with worker(hold.program, add, backend="inline") as w:
+        tasks = [asyncio.create_task(w.run(hold.program, zeros(), 1)) for _ in range(4)]
+        await turns()
+        order: list[int] = []
+
+        async def canceller(x: object) -> None:
+            hold.open()
+
+        tasks[0].add_done_callback(lambda _: order.append(0))
+        tasks[1].add_done_callback(lambda _: order.append(1))
+        tasks[3].cancel()
+        await turns()
+        assert not tasks[3].done()  # it runs
+        await canceller(None)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [isinstance(result, pa.RunResult) for result in results] == [True, True, True, False]
+        assert order == [0, 1]
+        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            x = zeros()
+            for value in range(50):
+                group.create_task(w.run(add, x, value))
+        assert x.tolist() == [sum(range(50))] * 4
+        with anyio.move_on_after(0):
+            await w.run(add, x, 1)
+        loop = asyncio.get_running_loop()
+        loop.set_debug(True)
+        await w.run(add, x, 1)
+        loop.set_debug(False)
