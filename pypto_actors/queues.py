@@ -87,9 +87,18 @@ class DeviceQueue:
         insort(self.claims, record, key=_number)
 
     def first(self, policy: Policy) -> Record | None:
-        """Whose turn it is; the policy is asked only where there is a choice."""
-        if self.claims:
-            return self.claims[0]
+        """Whose turn it is; the policy is asked only where there is a choice.
+
+        A claim keeps the device, but not against the policy: dispatches of other stages that need this device alone may go before it, until
+        it was overtaken too often.
+        """
+        claims = self.claims
+        if claims:
+            claim = claims[0]
+            if claim.overtaken >= MOST_OVERTAKEN or self.stages is None:
+                return claim
+            others = [head for head in self._heads() if head.message.stage != claim.message.stage and _alone(head)]
+            return self._choose(policy, [claim, *others]) if others else claim
         if self.stages is None:
             return None
         if len(self.stages) == 1:  # one stage: no choice
@@ -100,7 +109,13 @@ class DeviceQueue:
                     heappop(heap)
             self.stages = None
             return None
+        heads = self._heads()
+        return self._choose(policy, heads) if len(heads) > 1 else heads[0] if heads else None
+
+    def _heads(self) -> list[Record]:
+        """The first ready dispatch of each stage."""
         heads: list[Record] = []
+        assert self.stages is not None
         for stage, heap in list(self.stages.items()):
             while heap and not _ready(heap[0][2]):
                 heappop(heap)
@@ -108,14 +123,15 @@ class DeviceQueue:
                 heads.append(heap[0][2])
             else:
                 del self.stages[stage]
-        if len(heads) < 2:
-            return heads[0] if heads else None
-        heads.sort(key=_number)
-        view = View(self.rank, tuple(item_of(record) for record in heads), self.prefills, self.decodes)
+        return heads
+
+    def _choose(self, policy: Policy, candidates: list[Record]) -> Record:
+        candidates.sort(key=_number)
+        view = View(self.rank, tuple(item_of(record) for record in candidates), self.prefills, self.decodes)
         choice = policy.choose(view)
-        if not 0 <= choice < len(heads):
-            raise IndexError(f"{policy!r}.choose gave {choice!r} for {len(heads)} candidates")
-        return heads[choice]
+        if not 0 <= choice < len(candidates):
+            raise IndexError(f"{policy!r}.choose gave {choice!r} for {len(candidates)} candidates")
+        return candidates[choice]
 
     def passed(self, record: Record) -> list[Record]:
         """Who was accepted before `record`, is ready here, and is overtaken by it."""
@@ -139,6 +155,11 @@ _NONE: list[Record] = []
 
 def _ready(record: Record) -> bool:
     return record.state is RunState.QUEUED and record.entered and not record.parked
+
+
+def _alone(record: Record) -> bool:
+    """Does it need one device only?"""
+    return record.plan is not None and len(record.plan.devices) == 1
 
 
 def item_of(record: Record) -> Item:

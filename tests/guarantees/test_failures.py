@@ -189,3 +189,35 @@ async def test_results_tell_when_and_where() -> None:
         with pytest.raises(AttributeError):
             result.run_id = 2  # type: ignore[misc]
         np.testing.assert_array_equal(x, 1)
+
+
+async def test_a_failed_dispatch_begins_nothing_more_wherever_it_still_runs() -> None:
+    go, ran = asyncio.Event(), list[int]()
+
+    async def wait(x: Any) -> None:
+        await go.wait()
+
+    @pa.kernel
+    def explode(x: pa.InOutArray) -> None:
+        raise ZeroDivisionError
+
+    @pa.kernel
+    def later(x: pa.InOutArray) -> None:
+        ran.append(1)
+
+    @pa.program
+    def program(
+        orch: pa.Orchestrator, x: Annotated[pa.TensorRef, pa.InOut(Vec, I64)], y: Annotated[pa.TensorRef, pa.InOut(Vec, I64)]
+    ) -> None:
+        orch.submit(explode, x, device=0)
+        orch.submit_sub(wait, y)
+        orch.submit(later, y, device=1)
+
+    async with worker(program, devices=2, backend="inline") as w:
+        handle = w.submit_nowait(program, zeros(), zeros())
+        await turns()
+        assert not handle.done()  # its callback still runs
+        go.set()
+        with pytest.raises(pa.KernelError):
+            await handle
+    assert ran == []
