@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -9,6 +10,7 @@ from msgspec import Struct
 
 from pypto_actors.errors import ArgumentTypeError
 from pypto_actors.handle import DistributedRunHandle, RunResult
+from pypto_actors.memory import abandon
 from pypto_actors.registry import Entry
 from pypto_actors.signature import check_one, sign_one
 from pypto_actors.submission import PLAIN, Options, Prepared, accesses_of, host_accesses, prepare
@@ -25,7 +27,8 @@ class Owner(Protocol):
     def _enter(self, what: str) -> System: ...
     def open_system(self) -> System: ...
     def _checked(self, device: int | None, priority: int, deadline: float | None, after: Iterable[DistributedRunHandle]) -> Options: ...
-    async def _run_prepared(self, system: System, call: Prepared, options: Options) -> RunResult: ...
+    def _begin(self, system: System, call: Prepared, options: Options) -> DistributedRunHandle | None: ...
+    async def _run_waiting(self, system: System, call: Prepared, options: Options) -> RunResult: ...
     async def _submit_prepared(self, system: System, call: Prepared, options: Options) -> DistributedRunHandle: ...
     def _submit_prepared_nowait(self, system: System, call: Prepared, options: Options) -> DistributedRunHandle: ...
 
@@ -95,7 +98,16 @@ class BoundProgram:
         call = self._complete
         if call is None or rest or self._epoch != self._tensors.epoch:
             call = self._call(rest)
-        return await worker._run_prepared(system, call, options)
+        handle = worker._begin(system, call, options)
+        if handle is None:
+            return await worker._run_waiting(system, call, options)
+        try:
+            if not handle.state.final:
+                await handle.waiters
+        except asyncio.CancelledError:
+            await abandon(system, handle)
+            raise
+        return handle.result()
 
     async def submit(
         self,

@@ -172,7 +172,17 @@ class DistributedWorker:
             options = PLAIN
         else:
             options = options_of(device, priority, deadline, after, self, self.config.world_size)
-        return await self._run_prepared(system, prepare(self._registry.entry(program), args, self._tensors), options)
+        call = prepare(self._registry.entry(program), args, self._tensors)
+        handle = self._begin(system, call, options)
+        if handle is None:
+            return await self._run_waiting(system, call, options)
+        try:
+            if not handle.state.final:
+                await handle.waiters
+        except asyncio.CancelledError:
+            await abandon(system, handle)
+            raise
+        return handle.result()
 
     async def submit(
         self,
@@ -221,20 +231,19 @@ class DistributedWorker:
             return PLAIN
         return options_of(device, priority, deadline, after, self, self.config.world_size)
 
-    async def _run_prepared(self, system: System, call: Prepared, options: Options) -> RunResult:
+    def _begin(self, system: System, call: Prepared, options: Options) -> DistributedRunHandle | None:
+        """Accept a call that the caller will await; `None`: there is no room."""
         admission = system.admission
-        if admission.room > 0 and not admission.waiting:
-            admission.room -= 1
-            waiter = system.waiter()  # before the device hears of it: afterwards there is little left to do
-            handle = accept(system, self, self._counter, call, options, waiter)
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                await abandon(system, handle)
-                raise
-        else:
-            handle = await self._room(system, call, options, owned=True)
-            await own(system, handle)
+        if admission.room <= 0 or admission.waiting:
+            return None
+        admission.room -= 1
+        # the waiter is made before the device hears of the dispatch: afterwards there is little left to do
+        return accept(system, self, self._counter, call, options, system.waiter())
+
+    async def _run_waiting(self, system: System, call: Prepared, options: Options) -> RunResult:
+        """`run` where there is no room."""
+        handle = await self._room(system, call, options, owned=True)
+        await own(system, handle)
         return handle.result()
 
     async def _submit(self, system: System, entry: Entry, args: tuple[Any, ...], options: Options) -> DistributedRunHandle:
