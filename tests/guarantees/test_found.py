@@ -35,7 +35,7 @@ def test_deadlines_of_dependents_that_pass_together() -> None:
 
 
 async def test_a_claim_that_ends_lets_its_other_devices_go_on() -> None:
-    """Guarantee 1: what a dispatch on two devices kept waiting goes once that is handed over, although it fails before its second device."""
+    """Guarantee 1: what a dispatch on two devices kept waiting goes once that is handed over, although it fails on the first."""
     busy = Busy(0)
 
     @pa.kernel

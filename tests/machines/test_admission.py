@@ -1,7 +1,6 @@
 """`Admission` against a counter and a list: room is counted and reserved in one step, who waits is let in first and in order.
 
-Breaks that this catches, each planted once in a copy: taking room past those who wait, letting in the newest first, losing the room of one
-who does not want it any more.
+Breaks that this catches, each planted once in a copy: letting in the newest first, losing the room of one who does not want it any more.
 """
 
 from __future__ import annotations

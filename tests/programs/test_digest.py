@@ -74,7 +74,8 @@ DIFFERENT = {
     ),
     "a default of a dataclass": tuple(
         source(
-            f"import dataclasses\ndef d(): return {n}\n@dataclasses.dataclass\nclass C:\n    n: int = dataclasses.field(default_factory=d)\n",
+            f"import dataclasses\ndef d(): return {n}\n@dataclasses.dataclass\nclass C:\n"
+            "    n: int = dataclasses.field(default_factory=d)\n",
             "x += C().n",
         )
         for n in (1, 2)

@@ -209,7 +209,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, source: str, match: str) -> N
 
 
 def test_paths_that_are_no_files(tmp_path: Path) -> None:
-    with pytest.raises(pa.ProgramLoadError, match="is a directory.*from_dir"):
+    with pytest.raises(pa.ProgramLoadError, match=r"is a directory.*from_dir"):
         pa.load_program(tmp_path)
     with pytest.raises(pa.ProgramLoadError, match="does not exist"):
         pa.load_program(tmp_path / "nothing.py")

@@ -1,0 +1,130 @@
+"""Guarantee 11, the end. Breaks that these catch: a second close that returns early or never, a close under load that loses a dispatch, a
+drain that cannot be turned into an abort, a closer's cancellation that stops the close, calls accepted while it closes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Literal
+
+import anyio
+import pytest
+
+import pypto_actors as pa
+from tests.guarantees.support import Hold, adder, turns, worker, zeros
+
+Mode = Literal["drain", "abort"]
+
+
+@pytest.mark.parametrize("backend", ["inline", "thread"])
+@pytest.mark.parametrize("modes", [("drain", "drain"), ("drain", "abort"), ("abort", "drain"), ("abort", "abort")], ids=str)
+async def test_several_close_and_all_return_when_it_is_done(backend: str, modes: tuple[Mode, Mode]) -> None:
+    hold, add = Hold(), adder()
+    w = await worker(hold.program, add, backend=backend).__aenter__()
+    x = zeros()
+    running = w.submit_nowait(hold.program, x, 1)
+    await hold.at.wait()
+    queued = w.submit_nowait(add, x, 10)
+    closers = [asyncio.create_task(w.aclose(mode)) for mode in modes]
+    await turns()
+    assert not any(closer.done() for closer in closers)
+    assert queued.done() is ("abort" in modes)
+    for call in (w.run(add, zeros(), 1), w.submit(add, zeros(), 1), w.alloc_tensor((4,), "int64"), w.drain(), w.pause(), w.resume()):
+        with pytest.raises(pa.WorkerClosedError):
+            await call
+    with pytest.raises(pa.WorkerClosedError):
+        w.submit_nowait(add, zeros(), 1)
+    hold.open()
+    await asyncio.gather(*closers)
+    await running
+    assert isinstance(queued.exception(), pa.WorkerClosedError if "abort" in modes else type(None))
+    assert x.tolist() == [1 if "abort" in modes else 11] * 4
+    await w.aclose()
+    await w.aclose("abort")
+    numbers = w.statistics()
+    assert (numbers.accepted, numbers.queued, numbers.running) == (2, 0, 0)
+    assert w.committed_device_memory() == 0
+
+
+@pytest.mark.parametrize("backend", ["inline", "thread"])
+async def test_under_load_each_call_gets_its_outcome(backend: str) -> None:
+    add = adder()
+    w = await worker(add, backend=backend, max_queued=2).__aenter__()
+    x = zeros()
+    outcomes: list[Any] = []
+
+    async def client() -> None:
+        while True:
+            try:
+                outcomes.append(await w.run(add, x, 1))
+            except pa.WorkerClosedError as error:
+                outcomes.append(error)
+                return
+
+    clients = [asyncio.create_task(client()) for _ in range(20)]
+    while len(outcomes) < 30:  # noqa: ASYNC110 (it counts what the clients have)
+        await asyncio.sleep(0)
+    await w.aclose()
+    await asyncio.gather(*clients)
+    done = [one for one in outcomes if isinstance(one, pa.RunResult)]
+    assert len(outcomes) - len(done) == 20
+    assert x.tolist() == [len(done)] * 4
+    assert w.statistics().done == len(done)
+
+
+async def test_who_waits_for_room_is_told_at_once() -> None:
+    hold, add = Hold(), adder()
+    w = await worker(hold.program, add, backend="inline", max_queued=1).__aenter__()
+    x = zeros()
+    w.submit_nowait(hold.program, x, 1)
+    await hold.at.wait()
+    w.submit_nowait(add, x, 1)
+    waiting = [asyncio.create_task(w.submit(add, x, 1)), asyncio.create_task(w.run(add, x, 1))]
+    await turns()
+    closing = asyncio.create_task(w.aclose())
+    await turns()
+    for task in waiting:
+        assert isinstance(task.exception(), pa.WorkerClosedError)
+    hold.open()
+    await closing
+    assert x.tolist() == [2] * 4
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_closer_that_is_cancelled_does_not_stop_the_close(times: int) -> None:
+    hold, add = Hold(), adder()
+    w = await worker(hold.program, add, backend="inline").__aenter__()
+    x = zeros()
+    w.submit_nowait(hold.program, x, 1)
+    await hold.at.wait()
+    queued = w.submit_nowait(add, x, 10)
+    closing = asyncio.create_task(w.aclose())
+    await turns()
+    for _ in range(times):
+        closing.cancel()
+        await turns(3)
+    assert closing.cancelled()
+    with anyio.move_on_after(0) as scope:
+        await w.aclose()
+    assert scope.cancelled_caught
+    hold.open()
+    await w.aclose()
+    await queued
+    assert x.tolist() == [11] * 4
+
+
+async def test_closing_from_within_waits_for_the_neighbours_frees() -> None:
+    """A tensor freed while the worker closes is freed once, and both calls return."""
+    add = adder()
+    for delay in range(15):
+        w = await worker(add, backend="inline").__aenter__()
+        tensor = await w.alloc_tensor((4,), "int64")
+        w.submit_nowait(add, tensor, 1)
+
+        async def free(w: pa.DistributedWorker = w, tensor: pa.DeviceTensor = tensor, delay: int = delay) -> None:
+            await turns(delay)
+            await w.free_tensor(tensor)
+
+        await asyncio.gather(w.aclose(), free())
+        assert w.committed_device_memory() == 0
+        assert w._system is not None
+        assert w._system.crashed is None

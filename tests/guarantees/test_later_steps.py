@@ -1,0 +1,52 @@
+"""Guarantee 8, "its later steps do not run": also those that wait for nothing that failed. Break that this catches: a part that is sent
+after another part of its dispatch has failed; an outcome before the parts that run have ended."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Annotated
+
+import pytest
+
+import pypto_actors as pa
+from tests.guarantees.support import I64, LIMIT, Vec, turns, worker, zeros
+
+
+async def test_no_further_part_is_sent_after_a_failure() -> None:
+    loop = asyncio.get_running_loop()
+    failed, gate, ran = asyncio.Event(), threading.Event(), []
+
+    @pa.kernel
+    def explode(x: pa.InOutArray) -> None:
+        loop.call_soon_threadsafe(failed.set)
+        raise ZeroDivisionError
+
+    @pa.kernel
+    def stop(y: pa.InOutArray) -> None:
+        assert gate.wait(LIMIT)
+        y += 1
+
+    @pa.kernel
+    def later(y: pa.InOutArray) -> None:
+        ran.append("later")
+
+    @pa.program
+    def three(
+        orch: pa.Orchestrator, x: Annotated[pa.TensorRef, pa.InOut(Vec, I64)], y: Annotated[pa.TensorRef, pa.InOut(Vec, I64)]
+    ) -> None:
+        orch.submit(explode, x, device=0)
+        orch.submit(stop, y, device=1)
+        orch.submit(later, y, device=2)
+
+    async with worker(three, devices=3, backend="thread") as w:
+        x, y = zeros(), zeros()
+        handle = w.submit_nowait(three, x, y)
+        await failed.wait()
+        await turns()
+        assert not handle.done()  # `y` is still being written
+        gate.set()
+        with pytest.raises(pa.KernelError):
+            await handle
+        assert y.tolist() == [1] * 4
+    assert ran == []
