@@ -137,12 +137,10 @@ class Supervisor:
         if self.closed:
             return
         closing = self._begin(mode)
-        timer = self._system.loop.call_later(timeout, self._must_abort) if timeout is not None else None
-        try:
-            await asyncio.shield(closing)
-        finally:
-            if timer is not None:
-                timer.cancel()
+        if timeout is not None:  # it holds also when this caller is cancelled
+            timer = self._system.loop.call_later(timeout, self._must_abort)
+            closing.add_done_callback(lambda _: timer.cancel())
+        await asyncio.shield(closing)
 
     def _begin(self, mode: Mode) -> asyncio.Task[None]:
         if mode == "abort":

@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 import pypto_actors as pa
+from pypto_actors.testing import VirtualTimeLoop
 from tests.guarantees.support import Hold, adder, turns, worker, zeros
 
 Mode = Literal["drain", "abort"]
@@ -128,3 +129,22 @@ async def test_closing_from_within_waits_for_the_neighbours_frees() -> None:
         assert w.committed_device_memory() == 0
         assert w._system is not None
         assert w._system.crashed is None
+
+
+def test_the_timeout_of_a_close_outlives_its_caller() -> None:
+    async def main() -> None:
+        hold, add = Hold(), adder()
+        async with worker(hold.program, add, backend="inline") as w:
+            w.submit_nowait(hold.program, x := zeros(), 1)
+            await hold.at.wait()
+            queued = w.submit_nowait(add, x, 10)
+            closing = asyncio.create_task(w.aclose("drain", timeout=5))
+            await asyncio.sleep(0)
+            closing.cancel()
+            with pytest.raises(pa.WorkerClosedError):
+                await queued
+            assert asyncio.get_running_loop().time() == 5
+            hold.open()
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(main())
