@@ -33,6 +33,10 @@ NAMES = (
     "many_devices",
     "idle_cpu",
     "latency_under_load",
+    "gangs",
+    "process_noop",
+    "process_tensor",
+    "process_start",
 )
 TRANSFORMERS = "qwen3_vs_transformers"
 

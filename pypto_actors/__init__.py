@@ -31,7 +31,7 @@ from pypto_actors.parameters import In, InArray, InOut, InOutArray, Out, OutArra
 from pypto_actors.policy import Arrival, Item, PhaseFair, Policy, PriorityOrder, View
 from pypto_actors.program import Kernel, Program, kernel, program
 from pypto_actors.recording import Orchestrator
-from pypto_actors.refs import TensorRef
+from pypto_actors.refs import TensorRef, WindowRef
 from pypto_actors.registration import RegistrationHandle
 from pypto_actors.statistics import DeviceStatistics, Statistics
 from pypto_actors.values import DeviceTensor, StackedDeviceTensor
@@ -86,6 +86,7 @@ __all__ = [
     "TensorRef",
     "UnknownProgramError",
     "View",
+    "WindowRef",
     "WorkerClosedError",
     "kernel",
     "load_program",

@@ -184,6 +184,8 @@ class Coordinator:
         failure = self._depend(record) if record.after else None
         if failure is None:
             failure = next((lost for device in plan.devices if (lost := self.health[device].lost) is not None), None)
+        if failure is None and self.operations.lost:
+            failure = next((gone for access in accesses if (gone := self.operations.lost.get(access[0])) is not None), None)
         if failure is None and self.router.asks_keys:
             failure = self.router.ask_key(record)
         if failure is not None:
@@ -388,7 +390,9 @@ class Coordinator:
         self.router.down(device)
         allocations = self.ledger.lose(device)
         self.port.lost(device, allocations)
-        lost = set(allocations)
+        lost = {number for number in allocations if number > 0}
+        self.operations.lost.update(dict.fromkeys(lost, failure))
+        self._cautious = True
         for record in list(self.records.values()):
             if record.state.final:
                 continue
@@ -402,7 +406,6 @@ class Coordinator:
         if health.lost is None:
             self.port.restart(device)
             return
-        self._cautious = True
         for record in list(self.records.values()):
             if record.state is QUEUED and record.plan is not None and device in record.plan.devices:
                 self._end(record, FAIL, health.lost)

@@ -23,8 +23,10 @@ class DeviceActor:
         return f"<DeviceActor {self.rank}: {len(self.mail or ())} messages waiting>"
 
     def receive(self, message: ToDevice) -> None:
-        if self.executor.dead:
-            return  # what it was to do has failed already
+        if self.executor.dead:  # what it was to do has failed already; who was to meet it there must learn of it
+            if type(message) is Dispatch:
+                self.executor.desert(message)
+            return
         match message:
             case Dispatch():
                 self.executor.dispatch(message)

@@ -46,6 +46,9 @@ class Executor(Protocol):
 
     def dispatch(self, message: Dispatch) -> None: ...
 
+    def desert(self, message: Dispatch) -> None:
+        """A part has reached the device after its death: those it was to meet go on without it. It is not answered."""
+
     def commit(self, message: Commit) -> None: ...
 
     def release(self, message: Release) -> None: ...

@@ -15,8 +15,8 @@ from pypto_actors.values import Access, DeviceTensor
 R = TypeVar("R")
 
 
-class Message(Struct, frozen=True, tag=True, eq=False, gc=False):
-    """Base of all messages."""
+class Message(Struct, frozen=True, tag=True, eq=False, gc=False, array_like=True):
+    """Base of all messages. Those that cross to another process are encoded by msgspec, as arrays."""
 
 
 class Request(Message, Generic[R], frozen=True, tag=True, eq=False, gc=False):

@@ -5,7 +5,7 @@ They pass through the same hazards as dispatches, but through no queue: a copy w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Protocol, TypeAlias, assert_never
 
 from pypto_actors.hazards import Hazards
@@ -41,6 +41,7 @@ class Operations:
         self._memory_freed = memory_freed
         self.health = health
         self._waiting: list[Record] = []  # for a device that is starting again
+        self.lost: dict[int, Failure] = {}  # tensors that are gone; who named them before he could know is still to come
         self.watches: list[tuple[Record, set[int]]] = []
         self.watchful = False  # must every end be told of? (there are watches, or a trace)
         self.tracing = False
@@ -53,6 +54,8 @@ class Operations:
             accesses = [(tensor.allocation, 0, tensor.nbytes, True) for tensor in message.tensors]
         else:
             accesses = message.accesses
+            if failure is None and self.lost:
+                failure = next((self.lost[space] for space, _, _, _ in accesses if space in self.lost), None)
             if failure is None and isinstance(message, Allocate):
                 failure = self._ledger.reserve(message.tensors)
             if failure is not None:
@@ -115,9 +118,9 @@ class Operations:
         if record.state is RunState.RUNNING:
             if record.at.get(device):
                 self._answered(record, record.at.pop(device), failure)
-        elif (not isinstance(message, Free) and any(space in lost for space, _, _, _ in message.accesses)) or (
-            isinstance(message, Allocate) and any(tensor.allocation in lost for tensor in message.tensors)
-        ):
+            elif record.failure is None and _names(message, lost):
+                record.failure = failure  # its other side is gone; the piece under way still has to be answered
+        elif _names(message, lost) or (isinstance(message, Allocate) and any(tensor.allocation in lost for tensor in message.tensors)):
             self._end(record, RunEvent.FAIL, failure)
 
     def restarted(self) -> None:
@@ -178,6 +181,11 @@ class Operations:
         for record in over:
             record.state = record.state.after(RunEvent.COMPLETE)
             record.wake()
+
+
+def _names(message: Allocate | Copy | Free, lost: Container[int]) -> bool:
+    """Does it read or write memory that is gone?"""
+    return not isinstance(message, Free) and any(access[0] in lost for access in message.accesses)
 
 
 def device_of(piece: Piece) -> int:

@@ -123,11 +123,9 @@ def hints_of(function: Callable[..., Any], frame: FrameType | None) -> dict[str,
                 continue
     try:
         return get_type_hints(function, None, local, include_extras=True)
-    except TypeError as error:
+    except Exception as error:  # whatever the text of an annotation raises
         if code is None:
             raise ProgramError(f"{function!r} is no Python function, so that its parameters cannot be told") from error
-        raise
-    except NameError as error:
         raise ProgramError(f"an annotation of {function.__qualname__} cannot be evaluated: {error}") from error
 
 

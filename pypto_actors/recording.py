@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -177,33 +177,33 @@ class Orchestrator:
                     self._steps.append(step)
         return window
 
-    def allreduce(self, refs: Sequence[TensorRef], op: str = "sum") -> None:
+    def allreduce(self, refs: Iterable[TensorRef], op: str = "sum") -> None:
         """Reduce over `refs`, one a device and of one shape and dtype, in place: all hold the result. `op`: `sum`, `max`, `min`, `prod`.
 
         The order of the reduction is that of the ranks, so that floating-point results are always the same.
         """
         self._collective(allreduce(self._members(refs, "allreduce"), op))
 
-    def reduce_scatter(self, refs: Sequence[TensorRef], op: str = "sum") -> list[TensorRef]:
+    def reduce_scatter(self, refs: Iterable[TensorRef], op: str = "sum") -> list[TensorRef]:
         """Reduce over `refs`; gives chunk `i` of the leading dimension of the result on the device of `refs[i]`, as new scratch."""
-        members = self._members(refs, "reduce_scatter", chunks=True)
+        members = self._members(refs, "reduce_scatter", chunks=True, written=False)
         shape = (members[0].shape[0] // len(members), *members[0].shape[1:])
         results = [self._scratch_ref(f"chunk of {ref._name}", shape, ref.dtype, fixed_device(ref)) for ref in members]
         self._collective(reduce_scatter(members, results, op))
         return results
 
-    def broadcast(self, refs: Sequence[TensorRef], root: int = 0) -> None:
+    def broadcast(self, refs: Iterable[TensorRef], root: int = 0) -> None:
         """All of `refs` take the values of `refs[root]`, in place."""
         members = self._members(refs, "broadcast")
         if isinstance(root, bool) or not isinstance(root, (int, np.integer)) or not 0 <= root < len(members):
             raise ProgramError(f"the root of broadcast is the index of a ref, 0 … {len(members) - 1}, got {root!r}")
         self._collective(broadcast(members, int(root)))
 
-    def allgather(self, refs: Sequence[TensorRef]) -> None:
+    def allgather(self, refs: Iterable[TensorRef]) -> None:
         """In place: chunk `i` of the leading dimension of all comes from `refs[i]`."""
         self._collective(allgather(self._members(refs, "allgather", chunks=True)))
 
-    def all_to_all(self, refs: Sequence[TensorRef]) -> None:
+    def all_to_all(self, refs: Iterable[TensorRef]) -> None:
         """In place: chunk `j` of the leading dimension of `refs[i]` becomes chunk `i` of `refs[j]`."""
         self._collective(all_to_all(self._members(refs, "all_to_all", chunks=True)))
 
@@ -215,14 +215,13 @@ class Orchestrator:
 
     # ------------------------------------------------------------------------------------------ arguments
 
-    def _members(self, refs: Sequence[TensorRef], what: str, chunks: bool = False) -> list[TensorRef]:
+    def _members(self, refs: Iterable[TensorRef], what: str, chunks: bool = False, written: bool = True) -> list[TensorRef]:
         self._check_open()
-        if isinstance(refs, (TensorRef, WindowRef)):
-            refs = list(refs)
         members = check_members(list(refs), what, chunks)
         for ref in members:
             self._check_ref(ref, f"a ref of {what}")
-            check_writable(ref, f"a ref of {what}")
+            if written:
+                check_writable(ref, f"a ref of {what}")
         return members
 
     def _collective(self, gang: RawGang) -> None:

@@ -97,7 +97,11 @@ class Router:
             fresh = self.fresh
             if fresh:
                 self.fresh = []
-                if len(fresh) != 1 or not self.goes_alone(fresh[0]):
+                if len(fresh) == 1 or self._are_alike(fresh):
+                    for record in fresh:
+                        if not self.goes_alone(record):
+                            self._admit(record)
+                else:
                     for record in fresh:
                         self._admit(record)
             if self.dirty:
@@ -149,6 +153,22 @@ class Router:
         else:
             record.stands = sole
         self._port.send(sole, Dispatch(record.id, 0, plan, message.args))
+        return True
+
+    def _are_alike(self, fresh: Sequence[Record]) -> bool:
+        """Is there nothing to be ordered among them, as all may go to one device, and would go there in this order?"""
+        plan, message = fresh[0].plan, fresh[0].message
+        if plan is None or self.asks_keys or plan.sole < 0:
+            return False
+        sole, priority, stage, last = plan.sole, message.priority, message.stage, 0
+        queue = self.queues[sole]
+        if queue.order or queue.outstanding + len(fresh) > self._slots_alone:
+            return False
+        for record in fresh:
+            plan, message = record.plan, record.message
+            if plan is None or plan.sole != sole or message.priority != priority or message.stage != stage or record.id < last:
+                return False
+            last = record.id
         return True
 
     def _admit(self, record: Record) -> None:

@@ -74,7 +74,7 @@ def sign(
     """Check every argument and record the program for them. Raises what is wrong, with what came and what was expected."""
     params = program.params
     positions = given_positions(program, len(args))
-    if len(positions) != len(args):
+    if len(positions) != len(args) or len(args) not in (len(params), len(program.inputs)):
         raise ArgumentTypeError(_wrong_count(program, len(args)))
     bound: dict[str, tuple[int, str]] = {}
     shapes: dict[int, Shape] = {}

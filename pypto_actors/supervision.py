@@ -160,6 +160,9 @@ class Supervisor:
             self._abort.set_result(None)
 
     def _tell_abort(self) -> None:
+        abort = getattr(self._backend, "abort", None)
+        if abort is not None:
+            abort()
         self._system.tell(Close())
         self._system.flush()
 

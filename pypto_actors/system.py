@@ -261,6 +261,8 @@ class System:
                     router.route(coordinator.now)
                 if calls:
                     self._give_calls()
+                while later:
+                    later.popleft()()
                 while busy:
                     actor = busy[0]
                     waiting = actor.mail

@@ -42,6 +42,39 @@ class Output:
         os.close(null)
 
 
+class Pages:
+    """Several texts on one output: the first is seen as it is made, each other one when those before it have ended.
+
+    With several, each stands under a line with its number.
+    """
+
+    def __init__(self, output: Output, count: int) -> None:
+        self._output = output
+        self._kept: list[list[str]] = [[f"=== {number} ===\n"] if count > 1 else [] for number in range(count)]
+        self._ended: set[int] = set()
+        self._now = 0
+        self._show()
+
+    def write(self, number: int, text: str) -> None:
+        """A piece of text `number`."""
+        self._kept[number].append(text)
+        if number == self._now:
+            self._show()
+
+    def end(self, number: int) -> None:
+        """Text `number` is complete."""
+        self._ended.add(number)
+        while self._now in self._ended:
+            self._now += 1
+            self._show()
+
+    def _show(self) -> None:
+        if self._now < len(self._kept):
+            text = "".join(self._kept[self._now])
+            self._kept[self._now].clear()
+            self._output.write(text)
+
+
 def say(text: str) -> None:
     """One line on standard error, if there is one."""
     if sys.stderr is not None:

@@ -53,7 +53,7 @@ def swiglu(gate_up: Array, out: Array) -> None:
     out *= up
 
 
-class _Step:
+class Step:
     """Scratch of one pass over n rows, used again by each layer: it is made once for each pass, never shared."""
 
     def __init__(self, config: Config, weights: Weights, rows: int) -> None:
@@ -108,7 +108,7 @@ def decode_step(config: Config, weights: Weights, keys: Array, values: Array, to
     rows = len(tokens)
     last = int(positions.max())
     same = bool((positions == last).all())
-    step = _Step(config, weights, rows)
+    step = Step(config, weights, rows)
     scores = np.empty((rows, config.kv_heads, config.group, last + 1), np.float32)
     mask = None
     if not same:
@@ -142,7 +142,7 @@ def prefill(config: Config, weights: Weights, keys: Array, values: Array, tokens
     written, of the last token only.
     """
     rows = len(tokens)
-    step = _Step(config, weights, rows)
+    step = Step(config, weights, rows)
     rotation = weights.rope.view(np.complex64)[:rows, None]
     x = weights.embed[tokens]
     with np.errstate(over="ignore", invalid="ignore"):
@@ -157,7 +157,7 @@ def prefill(config: Config, weights: Weights, keys: Array, values: Array, tokens
                 step.finish(x, layer)
         # Of the last layer only the last token's output is wanted; the others have left their keys and values.
         scores = np.empty((1, config.kv_heads, config.group, rows), np.float32)
-        tail, x = _Step(config, weights, 1), x[-1:]
+        tail, x = Step(config, weights, 1), x[-1:]
         attend_decode(step.queries[-1:], layer_keys[None], layer_values[None], None, bound, scores, tail.attended)
         tail.finish(x, layer)
         normalize(x, tail.eps, tail.normed)

@@ -1,6 +1,12 @@
-"""Text from a Qwen3 checkpoint, on one device of a shared worker.
+"""Text from a Qwen3 checkpoint, on one device of a shared worker, or on several.
 
     python -m examples.qwen3.generate --prompt "First Citizen:"
+    python -m examples.qwen3.generate --prompt "KING" --devices 2 --parallel data --temperature 0.8 --seed 1
+    python -m examples.qwen3.generate --prompt "KING" --devices 2 --parallel tensor
+
+With `--parallel data` each device goes on from the prompt by itself, device i with the seed N + i (without `--temperature` they all say
+the same); each text stands under a line `=== i ===`. With `--parallel tensor` there is one text, and the devices share the model.
+`--save-logits` then has `tokens`, `logits` of device 0 and `tokens_i`, `logits_i` of the others.
 
 What is generated goes to standard output as it is made; everything else to standard error. Status 0, also when the
 reader of the output has gone; 130 after Ctrl-C; 2, with one line that says what to do, for whatever cannot be done.
@@ -13,19 +19,17 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-import pypto_actors as pa
 from examples.qwen3.checkpoint import Checkpoint
 from examples.qwen3.config import Config, read_config
-from examples.qwen3.console import Output, OutputClosedError, Progress, say
+from examples.qwen3.console import Output, OutputClosedError, Pages, Progress, say
 from examples.qwen3.errors import CheckpointError, OptionError, PromptError, Qwen3Error
 from examples.qwen3.options import Options, parse
-from examples.qwen3.programs import make_programs
-from examples.qwen3.runner import Qwen3
+from examples.qwen3.parallel import Model, open_models
 from examples.qwen3.sampling import Sampler
 from examples.qwen3.text import TextStream, Tokenizer
 from examples.qwen3.weights import Array
@@ -38,13 +42,23 @@ except ImportError:
 
 @dataclass
 class Stats:
-    """What `--stats` prints. Decode counts the steps, one fewer than the tokens: prefill gives the first."""
+    """What `--stats` prints. Decode counts the steps, one fewer than the tokens: prefill gives the first.
+
+    Of several sequences at once, tokens are summed up, and seconds are those of the slowest.
+    """
 
     prefill_tokens: int = 0
     prefill_seconds: float = 0.0
     decode_tokens: int = 0
     decode_seconds: float = 0.0
     load_seconds: float = 0.0
+
+    def add(self, other: Stats) -> None:
+        """A further sequence, which was generated at the same time."""
+        self.prefill_tokens += other.prefill_tokens
+        self.decode_tokens += other.decode_tokens
+        self.prefill_seconds = max(self.prefill_seconds, other.prefill_seconds)
+        self.decode_seconds = max(self.decode_seconds, other.decode_seconds)
 
 
 @dataclass
@@ -80,7 +94,7 @@ def read_prompt(options: Options, config: Config) -> tuple[list[int], Tokenizer 
     return ids, tokenizer
 
 
-async def tokens(model: Qwen3, ids: list[int], count: int, sampler: Sampler, stats: Stats) -> AsyncGenerator[tuple[int, Array], None]:
+async def tokens(model: Model, ids: list[int], count: int, sampler: Sampler, stats: Stats) -> AsyncGenerator[tuple[int, Array], None]:
     """Up to `count` tokens behind `ids`, each with the logits (V,) it was chosen from; an EOS is the last."""
     start = time.perf_counter()
     logits = await model.prefill(ids)
@@ -88,7 +102,7 @@ async def tokens(model: Qwen3, ids: list[int], count: int, sampler: Sampler, sta
     for position in range(len(ids), len(ids) + count):
         token = sampler.choose(logits)
         yield token, logits
-        if token in model.programs.config.eos_token_ids or position + 1 == len(ids) + count:
+        if token in model.config.eos_token_ids or position + 1 == len(ids) + count:
             return
         start = time.perf_counter()
         logits = (await model.decode([token], [position]))[0]
@@ -96,60 +110,68 @@ async def tokens(model: Qwen3, ids: list[int], count: int, sampler: Sampler, sta
         stats.decode_tokens += 1
 
 
-async def generate(options: Options, output: Output, stats: Stats, chosen: Chosen) -> None:
-    """Load the model and write what it generates to `output`. Fills `stats` and `chosen` as it goes."""
+async def generate(options: Options, output: Output, stats: Stats, chosen: list[Chosen]) -> None:
+    """Load the model and write what it generates to `output`. Fills `stats` and `chosen`, one for each sequence, as it goes."""
     config = read_config(options.model)
     ids, tokenizer = read_prompt(options, config)
     start = time.perf_counter()
     count = min(options.max_tokens, config.max_positions - len(ids))
-    programs = make_programs(config, len(ids) + count)
-    parts = Checkpoint(options.model, config).parts(programs.positions, Progress(str(options.model)))
-    async with open_worker(programs.both, options.backend) as worker, Qwen3(worker, programs, parts) as model:
-        stats.load_seconds = time.perf_counter() - start
+    checkpoint = Checkpoint(options.model, config)
+
+    async def write(model: Model, number: int, one: Chosen, pages: Pages) -> None:
+        mine = Stats()
         shown = TextStream(tokenizer) if tokenizer else None
-        sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
-        stream = tokens(model, ids, count, sampler, stats)
-        async with contextlib.aclosing(stream):
+        seed = None if options.seed is None else options.seed + number
+        sampler = Sampler(options.temperature, options.top_k, options.top_p, seed)
+        async with contextlib.aclosing(tokens(model, ids, count, sampler, mine)) as stream:
             async for token, logits in stream:
-                chosen.tokens.append(token)
+                one.tokens.append(token)
                 if options.save_logits:
-                    chosen.logits.append(logits)
-                output.write(shown.push(token) if shown else f"{',' if len(chosen.tokens) > 1 else ''}{token}")
-        output.write((shown.finish() if shown else "") + "\n")
-    if count < options.max_tokens and chosen.tokens[-1] not in config.eos_token_ids:
+                    one.logits.append(logits)
+                pages.write(number, shown.push(token) if shown else f"{',' if len(one.tokens) > 1 else ''}{token}")
+        pages.write(number, (shown.finish() if shown else "") + "\n")
+        pages.end(number)
+        stats.add(mine)
+
+    async with open_models(options, config, len(ids) + count, lambda n: checkpoint.parts(n, Progress(str(options.model)))) as models:
+        stats.load_seconds = time.perf_counter() - start
+        chosen += [Chosen() for _ in models]
+        pages = Pages(output, len(models))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number, model in enumerate(models):
+                    group.create_task(write(model, number, chosen[number], pages))
+        except BaseExceptionGroup as several:
+            raise several.exceptions[0] from None
+    if count < options.max_tokens and any(one.tokens[-1] not in config.eos_token_ids for one in chosen):
         say(f"stopped after {count} tokens: the context of {config.max_positions} is full")
 
 
-@contextlib.asynccontextmanager
-async def open_worker(programs: Sequence[pa.Program], backend: str) -> AsyncIterator[pa.DistributedWorker]:
-    """A worker with one device. Raises `OptionError` where this installation lacks the backend."""
-    try:
-        worker = pa.DistributedWorker(programs, backend=backend)
-    except (ImportError, ValueError) as error:
-        raise OptionError(f"--backend {backend}: {' '.join(str(error).split())}; use --backend thread") from None
-    async with worker:
-        yield worker
-
-
-def save(options: Options, chosen: Chosen) -> None:
+def save(options: Options, chosen: Sequence[Chosen]) -> None:
     """Write `--save-logits`. Raises `OptionError` where that fails."""
-    if options.save_logits is None or not chosen.tokens:
+    arrays: dict[str, np.ndarray] = {}
+    for number, one in enumerate(chosen):
+        if one.tokens and one.logits:
+            name = f"_{number}" if number else ""
+            arrays |= {f"tokens{name}": np.array(one.tokens, np.int64), f"logits{name}": np.stack(one.logits)}
+    if options.save_logits is None or not arrays:
         return
     try:
         with options.save_logits.open("wb") as file:
-            np.savez(file, tokens=np.array(chosen.tokens, np.int64), logits=np.stack(chosen.logits))
+            np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:
         raise OptionError(f"--save-logits {options.save_logits}: {error.strerror}; name a file that fits") from None
 
 
 def one_blas_thread() -> contextlib.AbstractContextManager[object]:
-    """One BLAS thread for the one simulated device: two would fight over the cores with whatever else runs here."""
+    """One BLAS thread for each simulated device: more would fight over the cores with whatever else runs here."""
     return threadpoolctl.threadpool_limits(1) if threadpoolctl else contextlib.nullcontext()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (None: the arguments of the process); returns its exit status."""
-    stats, chosen = Stats(), Chosen()
+    stats = Stats()
+    chosen: list[Chosen] = []
     status = 0
     try:
         options = parse(argv)

@@ -13,6 +13,7 @@ from examples.qwen3.errors import OptionError, PromptError
 
 BUNDLED = Path(__file__).parent / "models" / "tiny-shakespeare"
 BACKENDS = ("inline", "thread", "process", "ray")
+PARALLEL = ("data", "tensor")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Options:
     top_p: float
     seed: int | None
     backend: str
+    devices: int
+    parallel: str
     save_logits: Path | None
     stats: bool
 
@@ -55,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-p", metavar="P", default="1", help="draw from the likeliest share P (default: 1, off)")
     parser.add_argument("--seed", metavar="N", help="makes draws repeatable (default: drawn anew each time)")
     parser.add_argument("--backend", default="thread", help=f"one of {', '.join(BACKENDS)} (default: thread)")
+    parser.add_argument("--devices", metavar="N", default="1", help="simulated devices (default: 1)")
+    parser.add_argument(
+        "--parallel",
+        default="data",
+        help="data: a sequence on each device, drawn with seeds N, N+1, …; tensor: one sequence over all devices (default: data)",
+    )
     parser.add_argument("--save-logits", metavar="FILE.npz", type=Path, help="write arrays tokens (n,) and logits (n, vocab)")
     parser.add_argument("--stats", action="store_true", help="end standard error with one line of JSON")
     return parser
@@ -115,6 +124,8 @@ def parse(argv: Sequence[str] | None) -> Options:
     temperature = given.temperature if given.temperature is not None else "1" if drawn else "0"
     if given.backend not in BACKENDS:
         raise OptionError(f"--backend {given.backend!r} is unknown; give one of {', '.join(BACKENDS)}")
+    if given.parallel not in PARALLEL:
+        raise OptionError(f"--parallel {given.parallel!r} is unknown; give one of {', '.join(PARALLEL)}")
     options = Options(
         prompt=given.prompt,
         prompt_ids=None if given.prompt_ids is None else parse_ids(given.prompt_ids),
@@ -125,6 +136,8 @@ def parse(argv: Sequence[str] | None) -> Options:
         top_p=top_p,
         seed=None if given.seed is None else _integer("--seed", given.seed, 0),
         backend=given.backend,
+        devices=_integer("--devices", given.devices, 1),
+        parallel=given.parallel,
         save_logits=given.save_logits,
         stats=given.stats,
     )

@@ -48,7 +48,8 @@ def make_programs(config: Config, positions: int, batch: int = 1) -> Programs:
 
     `prefill(tokens (n,) int64, slot, …weights, keys, values, logits (V,))` reads a prompt into sequence `slot`;
     `decode(tokens (b,) int64, positions (b,) int64, …weights, keys, values, logits (b, V))` adds a token to each of
-    the first b sequences, at its own position. A prompt length and a batch size are recorded once each.
+    the first b sequences, at its own position. A prompt length and a batch size are recorded once each. Both run where their
+    device tensors are.
     """
     f32, i64 = np.float32, np.int64
     shapes = weight_shapes(config, positions)
@@ -119,7 +120,7 @@ def make_programs(config: Config, positions: int, batch: int = 1) -> Programs:
         logits: Annotated[pa.TensorRef, pa.Out((config.vocab_size,), f32)],
     ) -> None:
         weights = embed, w_qkv, b_qkv, qk_norm, score_bound, w_o, b_o, w_gate_up, w_down, head, rope
-        orch.submit(prefill_kernel, tokens, slot, *weights, keys, values, logits, device=0)
+        orch.submit(prefill_kernel, tokens, slot, *weights, keys, values, logits)
 
     @pa.program(stage="decode")
     def decode(
@@ -142,6 +143,6 @@ def make_programs(config: Config, positions: int, batch: int = 1) -> Programs:
         logits: Annotated[pa.TensorRef, pa.Out(("b", config.vocab_size), f32)],
     ) -> None:
         weights = embed, w_qkv, b_qkv, qk_norm, score_bound, w_o, b_o, w_gate_up, w_down, head, rope
-        orch.submit(decode_kernel, tokens, positions, *weights, keys, values, logits, device=0)
+        orch.submit(decode_kernel, tokens, positions, *weights, keys, values, logits)
 
     return Programs(config, positions, batch, prefill, decode)

@@ -9,12 +9,13 @@ from typing import Self
 import numpy as np
 
 import pypto_actors as pa
+from examples.qwen3.config import Config
 from examples.qwen3.programs import Programs
 from examples.qwen3.weights import Array, Part
 
 
 class Qwen3:
-    """One model on an entered worker that knows both programs. `async with` loads it; leaving frees its tensors.
+    """One model on one device of an entered worker that knows both programs. `async with` loads it; leaving frees its tensors.
 
         programs = make_programs(config, positions)
         async with pa.DistributedWorker(programs.both) as worker:
@@ -25,16 +26,21 @@ class Qwen3:
     and `DeviceOutOfMemoryError` where the model does not fit.
     """
 
-    def __init__(self, worker: pa.DistributedWorker, programs: Programs, parts: Iterable[Part]) -> None:
+    def __init__(self, worker: pa.DistributedWorker, programs: Programs, parts: Iterable[Part], device: int = 0) -> None:
         self.programs = programs
+        self._device = device
         self._worker = worker
         self._parts = parts
         self._tensors: dict[str, pa.DeviceTensor] = {}
 
+    @property
+    def config(self) -> Config:
+        return self.programs.config
+
     async def __aenter__(self) -> Self:
         try:
             for name, shape in self.programs.tensor_shapes.items():
-                self._tensors[name] = await self._worker.alloc_tensor(shape, np.float32)
+                self._tensors[name] = await self._worker.alloc_tensor(shape, np.float32, device=self._device)
             for part in self._parts:
                 tensor = self._tensors[part.field]
                 await self._worker.copy_to(tensor if part.layer is None else tensor[part.layer], part.array)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pypto_actors.backends.inline import InlineBackend
+from pypto_actors.backends.process import ProcessBackend
 from pypto_actors.backends.thread import ThreadBackend
 from pypto_actors.executor import Backend
 
-BACKENDS: dict[str, type[Backend]] = {"inline": InlineBackend, "thread": ThreadBackend}
+BACKENDS: dict[str, type[Backend]] = {"inline": InlineBackend, "thread": ThreadBackend, "process": ProcessBackend}
 
 
 def backend_of(backend: object) -> Backend:
@@ -20,4 +21,4 @@ def backend_of(backend: object) -> Backend:
     return backend  # type: ignore[return-value]
 
 
-__all__ = ["BACKENDS", "Backend", "InlineBackend", "ThreadBackend", "backend_of"]
+__all__ = ["BACKENDS", "Backend", "InlineBackend", "ProcessBackend", "ThreadBackend", "backend_of"]

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Generator, Sequence
 
-from pypto_actors.backends.local import Clock, LocalExecutor, execute, stepping
+from pypto_actors.backends.local import Clock, LocalExecutor, execute, failed, stepping
 from pypto_actors.backends.memory import Interconnect
 from pypto_actors.backends.rendezvous import Deserted
 from pypto_actors.executor import Answer, Desk, Executor, clock_of
@@ -37,12 +37,16 @@ class InlineExecutor(LocalExecutor):
             self.unable(message, error)
             return
         if part.meeting or len(part.events) > 1:
-            self._go_on(message, stepping(message, part, values, self._rank, self._clock, self._desk.post))
+            self._go_on(message, stepping(message, part, values, self._rank, self._clock, self._post))
             return
         self._answer(execute(message, part, values, self._rank, self._clock))
 
+    def _post(self, answer: Answer) -> None:
+        if not self.dead:  # a kernel can kill its own device
+            self._desk.post(answer)
+
     def _answer(self, answer: Answer) -> None:
-        self._desk.post(answer)
+        self._post(answer)
         if type(answer) is Failed and isinstance(answer.error, KeyboardInterrupt):
             raise answer.error  # the user's, who must be heard; the dispatch has its outcome already
 
@@ -54,15 +58,17 @@ class InlineExecutor(LocalExecutor):
         try:
             sync = next(steps)
             while True:
-                self._kept = (message, steps)
                 try:
+                    if self.dead:
+                        raise Deserted
                     if not rendezvous.come(key, sync.number, sync.members, self._resume):
+                        self._kept = (message, steps)
                         return
-                    sync = next(steps)
                 except Deserted as error:
                     sync = steps.throw(error)
+                else:
+                    sync = next(steps)
         except StopIteration as end:
-            self._kept = None
             self._answer(self.over(message, end.value))
 
     def _resume(self, met: bool) -> None:
@@ -92,14 +98,10 @@ class InlineExecutor(LocalExecutor):
         self._kept = self._waiting = None
         super().kill(reason)
         for message in in_hand:
-            self.over(message, _killed(message, self._rank, reason, self._clock()))
+            self.over(message, failed(message, self._rank, reason, self._clock()))
 
     def copy(self, message: Piece) -> None:
         self._desk.post(self.copied(message))
-
-
-def _killed(message: Dispatch, rank: int, reason: str, now: float) -> Failed:
-    return Failed(message.run, message.part, rank, -1, RuntimeError(reason), now, now)
 
 
 class InlineBackend:
@@ -117,7 +119,9 @@ class InlineBackend:
         return tuple(InlineExecutor(rank, self._interconnect, desk, self._clock) for rank in ranks)
 
     async def restart(self, rank: int) -> Executor:
-        return InlineExecutor(rank, self._interconnect, self._desk, self._clock)
+        executor = InlineExecutor(rank, self._interconnect, self._desk, self._clock)
+        self._interconnect.revive(rank)
+        return executor
 
     async def stop(self) -> None:
         return

@@ -41,7 +41,9 @@ class LocalExecutor:
     def unable(self, message: Dispatch, error: Exception) -> None:
         """The values of a part's slots could not be made: memory is missing."""
         now = self._clock()
-        self._desk.post(self.over(message, Failed(message.run, message.part, self._rank, -1, error, now, now)))
+        answer = self.over(message, Failed(message.run, message.part, self._rank, -1, error, now, now))
+        if not self.dead:
+            self._desk.post(answer)
 
     def over(self, message: Dispatch, answer: Answer) -> Answer:
         """A part has ended; if it meets others, they learn of it."""
@@ -49,6 +51,9 @@ class LocalExecutor:
         if part.meeting:
             self._interconnect.rendezvous.leave((message.run, part.wave), part.meeting, type(answer) is Failed)
         return answer
+
+    def desert(self, message: Dispatch) -> None:
+        self.over(message, failed(message, self._rank, "its device has died", self._clock()))
 
     def kill(self, reason: str) -> None:
         """Die, as hardware would: what it holds is never answered, its memory is gone."""
@@ -90,6 +95,11 @@ class LocalExecutor:
 
     def _side(self, value: Any) -> Any:
         return self._interconnect.array(value) if type(value) is DeviceTensor else value
+
+
+def failed(message: Dispatch, rank: int, reason: str, now: float) -> Failed:
+    """A part that has not begun."""
+    return Failed(message.run, message.part, rank, -1, RuntimeError(reason), now, now)
 
 
 def execute(message: Dispatch, part: Part, values: Sequence[Any], rank: int, clock: Clock) -> Answer:

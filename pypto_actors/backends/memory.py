@@ -24,11 +24,13 @@ class Interconnect:
     def __init__(self) -> None:
         self.buffers: dict[int, Array] = {}
         self._ranks: dict[int, int] = {}  # of each allocation, the device where it lives
+        self.gone: set[int] = set()  # devices that have died and are not there again
         self.rendezvous = Rendezvous()
 
     def commit(self, allocation: int, nbytes: int, rank: int) -> None:
         """Zeroed memory. Scratch may be there already: a device of its dispatch has asked for it before its own has heard of it."""
         if allocation not in self.buffers:
+            self.check_there(rank)
             self.buffers[allocation] = np.zeros(nbytes, np.uint8)  # calloc: pages are committed when they are touched
             self._ranks[allocation] = rank
 
@@ -36,8 +38,17 @@ class Interconnect:
         self.buffers.pop(allocation, None)
         self._ranks.pop(allocation, None)
 
+    def check_there(self, rank: int) -> None:
+        if rank in self.gone:
+            raise RuntimeError(f"device {rank} has died")
+
+    def revive(self, rank: int) -> None:
+        """A device is there again, empty."""
+        self.gone.discard(rank)
+
     def lose(self, rank: int) -> None:
         """A device has died, and its memory with it."""
+        self.gone.add(rank)
         for allocation in [allocation for allocation, where in self._ranks.items() if where == rank]:
             self.release(allocation)
 

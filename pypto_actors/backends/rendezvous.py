@@ -14,13 +14,19 @@ class Deserted(Exception):
 
 
 class _Wave:
-    __slots__ = ("came", "deserted", "left", "waiting")
+    __slots__ = ("deserted", "left", "waiting")
 
     def __init__(self) -> None:
-        self.came: dict[int, int] = {}  # meeting -> how many have come
-        self.waiting: dict[int, list[GoOn]] = {}
+        self.waiting: dict[int, list[GoOn]] = {}  # meeting -> who has come and waits
         self.left = 0  # parts that have ended
         self.deserted = False
+
+    def desert(self) -> list[GoOn]:
+        """Nobody is to wait here any more; gives those who do."""
+        self.deserted = True
+        others = [one for waiting in self.waiting.values() for one in waiting]
+        self.waiting.clear()
+        return others
 
 
 class Rendezvous:
@@ -39,15 +45,18 @@ class Rendezvous:
             Deserted: somebody will not come.
         """
         with self._lock:
-            wave = self._waves.setdefault(key, _Wave())
-            if wave.deserted:
+            wave = self._waves.get(key)
+            if wave is None:
+                wave = self._waves[key] = _Wave()
+            elif wave.deserted:
                 raise Deserted
-            wave.came[meeting] = wave.came.get(meeting, 0) + 1
-            if wave.came[meeting] < members:
-                wave.waiting.setdefault(meeting, []).append(go_on)
+            others = wave.waiting.get(meeting)
+            if others is None:
+                others = wave.waiting[meeting] = []
+            if len(others) + 1 < members:
+                others.append(go_on)
                 return False
-            others = wave.waiting.pop(meeting, [])
-            del wave.came[meeting]
+            del wave.waiting[meeting]
         for other in others:
             other(True)
         return True
@@ -56,13 +65,20 @@ class Rendezvous:
         """One of the `parts` of the wave has ended; failed, it deserts the others."""
         others: list[GoOn] = []
         with self._lock:
-            wave = self._waves.setdefault(key, _Wave())
+            wave = self._waves.get(key)
+            if wave is None:
+                wave = self._waves[key] = _Wave()
             wave.left += 1
-            if failed and not wave.deserted:
-                wave.deserted = True
-                others = [one for waiting in wave.waiting.values() for one in waiting]
-                wave.waiting.clear()
+            if failed:
+                others = wave.desert()
             if wave.left == parts:
                 del self._waves[key]
+        for other in others:
+            other(False)
+
+    def desert(self, key: Key) -> None:
+        """One of the wave's devices has died and comes to no further meeting. What it still runs leaves when it ends."""
+        with self._lock:
+            others = self._waves.setdefault(key, _Wave()).desert()
         for other in others:
             other(False)

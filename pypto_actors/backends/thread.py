@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
-from pypto_actors.backends.local import Clock, LocalExecutor, execute, size_of, stepping
+from pypto_actors.backends.local import Clock, LocalExecutor, execute, failed, size_of, stepping
 from pypto_actors.backends.memory import Interconnect
 from pypto_actors.backends.rendezvous import Deserted, Key
 from pypto_actors.executor import Answer, Desk, Executor, clock_of
-from pypto_actors.messages import Dispatch, Failed, Piece
+from pypto_actors.messages import Dispatch, Piece
 from pypto_actors.plan import Part, Sync
 
 LARGE_COPY = 1 << 17  # bytes; from here on a copy takes longer than the way to a thread and back
@@ -84,13 +84,14 @@ class WorkThread:
 class ThreadExecutor(LocalExecutor):
     """Kernels run in the device's thread; large copies in a second one, its copy engine, so that no kernel holds them up."""
 
-    __slots__ = ("_copies", "_inbox", "_queue", "_thread")
+    __slots__ = ("_copies", "_inbox", "_meetings", "_queue", "_thread")
 
     def __init__(self, rank: int, interconnect: Interconnect, desk: Desk, clock: Clock, inbox: Inbox) -> None:
         super().__init__(rank, interconnect, desk, clock)
         self._inbox = inbox
         self._queue: SimpleQueue[Ready | None] = SimpleQueue()
         self._copies: WorkThread | None = None
+        self._meetings: set[tuple[int, int, int]] = set()  # (run, wave, part) of parts in hand that meet other devices
         self._thread = threading.Thread(target=self._serve, name=f"pypto-device-{rank}", daemon=True)
         self._thread.start()
 
@@ -101,6 +102,8 @@ class ThreadExecutor(LocalExecutor):
         except Exception as error:
             self.unable(message, error)
             return
+        if part.meeting:
+            self._meetings.add((message.run, part.wave, part.index))
         self._queue.put((message, part, values))
 
     def _serve(self) -> None:
@@ -125,8 +128,7 @@ class ThreadExecutor(LocalExecutor):
     def _step(self, message: Dispatch, part: Part, values: list[Any]) -> Answer:
         """A part that meets other devices, or in which others await something."""
         if self.dead:
-            now = self._clock()
-            return Failed(message.run, message.part, self._rank, -1, RuntimeError("its device has died"), now, now)
+            return failed(message, self._rank, "its device has died", self._clock())
         steps = stepping(message, part, values, self._rank, self._clock, self._reached)
         try:
             sync = next(steps)
@@ -140,6 +142,18 @@ class ThreadExecutor(LocalExecutor):
         except StopIteration as end:
             answer: Answer = end.value
             return answer
+
+    def over(self, message: Dispatch, answer: Answer) -> Answer:
+        part = message.plan.parts[message.part]
+        if part.meeting:
+            self._meetings.discard((message.run, part.wave, part.index))
+        return super().over(message, answer)
+
+    def kill(self, reason: str) -> None:
+        """Die; a kernel under way runs on to its end, but nobody waits for it."""
+        super().kill(reason)
+        for run, wave, _ in list(self._meetings):
+            self._interconnect.rendezvous.desert((run, wave))
 
     def _reached(self, answer: Answer) -> None:
         if not self.dead:
@@ -188,7 +202,8 @@ class ThreadBackend:
         self._make: Callable[[int], ThreadExecutor] | None = None
 
     async def start(self, ranks: Sequence[int], desk: Desk, loop: asyncio.AbstractEventLoop) -> Sequence[Executor]:
-        interconnect, inbox, clock = Interconnect(), Inbox(loop, desk), clock_of(loop)
+        self._interconnect = interconnect = Interconnect()
+        inbox, clock = Inbox(loop, desk), clock_of(loop)
         self._make = lambda rank: ThreadExecutor(rank, interconnect, desk, clock, inbox)
         try:
             for rank in ranks:
@@ -202,6 +217,7 @@ class ThreadBackend:
         assert self._make is not None
         executor = self._make(rank)
         self._executors.append(executor)
+        self._interconnect.revive(rank)
         return executor
 
     async def stop(self) -> None:

@@ -1,42 +1,18 @@
-"""Programs in files: digests, saved directories, loading; and every way in which a file can be wrong."""
+"""Programs from files: identity across files and processes, which program a file gives, and every way in which a file can be wrong."""
 
 from __future__ import annotations
 
+import inspect
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 
 import pypto_actors as pa
-
-SOURCE = """
-from typing import Annotated
-import numpy as np
-import pypto_actors as pa
-
-SCALE = 2
-
-def twice(x):
-    return x * SCALE
-
-@pa.kernel
-def double(x: pa.InOutArray) -> None:
-    x[...] = twice(x)
-
-@pa.program(name="doubler", stage="decode")
-def program(orch: pa.Orchestrator, x: Annotated[pa.TensorRef, pa.InOut(("n",), np.int64)]) -> None:
-    orch.submit(double, x)
-"""
-
-
-def write(directory: Path, source: str, name: str = "model.py") -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    file = directory / name
-    file.write_text(source)
-    return file
+from tests.programs.support import SOURCE, TWO, write
 
 
 def digest(directory: Path, source: str, config: pa.DistributedConfig | None = None) -> str:
@@ -101,77 +77,23 @@ def test_what_has_no_digest_says_why(tmp_path: Path) -> None:
         digest(tmp_path, SOURCE.replace("SCALE = 2", "class O:\n    pass\nSCALE = object()"))
 
 
-async def test_a_saved_directory_stands_on_its_own(tmp_path: Path) -> None:
+def test_loading_again_sees_what_the_file_says_now(tmp_path: Path) -> None:
+    """Neither time stamps nor left-over bytecode decide, and none is written."""
     file = write(tmp_path, SOURCE)
-    config = pa.DistributedConfig(device_ids=[0, 1], memory_bytes=1 << 20)
-    compiled = pa.load_program(file).compile(config)
-    compiled.save(tmp_path / "saved")
-    file.unlink()
-    compiled = pa.DistributedCompiledProgram.from_dir(tmp_path / "saved")
-    assert (compiled.name, compiled.stage, compiled.config) == ("doubler", "decode", config)
-    x = np.arange(3)
-    result = await compiled(x)
-    assert x.tolist() == [0, 2, 4]
-    assert result.program is compiled
-    compiled.save(tmp_path / "saved")  # over an earlier one
-    again = pa.DistributedCompiledProgram.from_dir(tmp_path / "saved")
-    assert again.digest == compiled.digest
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved"]
+    one = pa.load_program(file)
+    file.write_text(SOURCE.replace("SCALE = 2", "SCALE = 3"))
+    two = pa.load_program(file)
+    assert one is not two
+    assert (one.function.__globals__["SCALE"], two.function.__globals__["SCALE"]) == (2, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.py"]
 
 
-def test_saving_refuses_what_it_must_not_replace(tmp_path: Path) -> None:
-    compiled = pa.load_program(write(tmp_path, SOURCE)).compile()
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(pa.ProgramError, match="is no directory of a saved program alone"):
-        compiled.save(tmp_path / "mine")
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
-
-
-def test_saving_refuses_what_needs_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path, "SIZE = 3\n", "a_sibling_of_the_model.py")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    program = pa.load_program(write(tmp_path, "import a_sibling_of_the_model\n" + SOURCE))
-    with pytest.raises(pa.ProgramError, match=r"imports 'a_sibling_of_the_model', which is not installed"):
-        program.compile().save(tmp_path / "saved")
-
-
-@pytest.mark.parametrize(
-    ("damage", "match"),
-    [
-        (lambda d: (d / "manifest.json").unlink(), r"manifest\.json is missing"),
-        (lambda d: (d / "manifest.json").write_text("{"), r"manifest\.json is damaged"),
-        (lambda d: (d / "manifest.json").write_bytes(b"\xff\xfe"), r"manifest\.json is damaged"),
-        (lambda d: (d / "program.py").unlink(), r"program\.py cannot be read"),
-        (lambda d: (d / "program.py").write_text("x = 1"), r"program\.py was changed"),
-        (lambda d: _edit(d, version=99), r"has the format 'pypto_actors\.program' 99"),
-        (lambda d: _edit(d, format="other"), r"has the format 'other'"),
-        (lambda d: _edit(d, digest="0" * 64), "another digest"),
-        (lambda d: _edit(d, config={"device_ids": []}), "configuration that cannot be used"),
-        (lambda d: _edit(d, files={"../x": "0"}), "lists the files"),
-        (lambda d: _edit(d, name="ghost"), "no program named 'ghost'"),
-    ],
-)
-def test_a_directory_that_is_damaged(tmp_path: Path, damage: object, match: str) -> None:
-    pa.load_program(write(tmp_path, SOURCE)).compile().save(tmp_path / "saved")
-    assert callable(damage)
-    damage(tmp_path / "saved")
-    with pytest.raises(pa.ProgramLoadError, match=match):
-        pa.DistributedCompiledProgram.from_dir(tmp_path / "saved")
-
-
-def _edit(directory: Path, **changes: object) -> None:
-    file = directory / "manifest.json"
-    manifest = msgspec.json.decode(file.read_bytes())
-    file.write_bytes(msgspec.json.encode({**manifest, **changes}))
-
-
-def test_a_directory_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(pa.ProgramLoadError, match="no such directory"):
-        pa.DistributedCompiledProgram.from_dir(tmp_path / "nowhere")
-
-
-TWO = SOURCE + SOURCE[SOURCE.index("@pa.program") :].replace("doubler", "second").replace("def program", "def second_program")
+def test_a_loaded_program_can_be_inspected_and_pickled(tmp_path: Path) -> None:
+    program = pa.load_program(write(tmp_path, SOURCE, "my-model.v2.py"))
+    function = program.function.__globals__["twice"]
+    assert pickle.loads(pickle.dumps(function)) is function
+    assert inspect.getsource(function).startswith("def twice")
+    assert vars(sys.modules[function.__module__])["program"] is program
 
 
 def test_which_program_a_file_gives(tmp_path: Path) -> None:
@@ -180,6 +102,14 @@ def test_which_program_a_file_gives(tmp_path: Path) -> None:
         pa.load_program(file)
     assert pa.load_program(file, "second").name == "second"
     assert pa.load_program(file, "second_program").name == "second"
+    crossed = TWO.replace("def second_program", "def doubler")  # a name goes before a variable
+    assert pa.load_program(write(tmp_path, crossed, "crossed.py"), "doubler").function.__name__ == "program"
+    same = write(tmp_path, TWO.replace('"second"', '"doubler"'), "same.py")
+    with pytest.raises(pa.ProgramLoadError, match=r"defines 2 programs named 'doubler'.*name of a variable"):
+        pa.load_program(same, "doubler")
+    assert pa.load_program(same, "second_program").function.__name__ == "second_program"
+    alias = write(tmp_path, SOURCE + "again = program\n", "alias.py")
+    assert pa.load_program(alias) is not pa.load_program(alias, "again")
     with pytest.raises(pa.ProgramLoadError, match="no program named 'third'; it defines 'doubler', 'second'"):
         pa.load_program(file, "third")
 
@@ -197,14 +127,19 @@ def test_imported_programs_are_no_candidates(tmp_path: Path, monkeypatch: pytest
     ("source", "match"),
     [
         ("def", "cannot be run: SyntaxError"),
+        ("import no_such_module_anywhere", "cannot be run: ModuleNotFoundError"),
+        ("raise SystemExit(3)", "cannot be run: SystemExit"),
+        ("\\0", "cannot be run: SyntaxError"),
         ("1 / 0", "cannot be run: ZeroDivisionError"),
         ("x = 1", "defines 0 programs: none; define one"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path: Path, source: str, match: str) -> None:
     before = set(sys.modules)
-    with pytest.raises(pa.ProgramLoadError, match=match):
+    with pytest.raises(pa.ProgramLoadError, match=match) as caught:
         pa.load_program(write(tmp_path, source))
+    assert (caught.value.__cause__ is not None) == ("cannot" in match)
+    assert str(tmp_path / "model.py") in str(caught.value)
     assert {name for name in set(sys.modules) - before if name.startswith("pypto_program") and "cannot" in match} == set()
 
 

@@ -144,7 +144,7 @@ def test_faults_of_the_options(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_a_model_larger_than_the_device_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def small(*args: Any, **options: Any) -> pa.DistributedWorker:
-        return worker(*args, config=pa.DistributedConfig(memory_bytes=1 << 20), **options)
+        return worker(*args, **options | {"config": pa.DistributedConfig(memory_bytes=1 << 20)})
 
     worker = pa.DistributedWorker
     monkeypatch.setattr(pa, "DistributedWorker", small)

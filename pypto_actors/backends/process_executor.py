@@ -1,0 +1,435 @@
+"""The parent's side of a device that is a process: it resolves what a dispatch uses to places in shared memory, stages host arrays,
+and hears the answers. Memory is committed, copied and released here, in the parent; no kernel is in the way of that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+
+from pypto_actors.backends.local import Clock, LocalExecutor, failed, size_of
+from pypto_actors.backends.process_ledger import Ledger
+from pypto_actors.backends.process_link import Link
+from pypto_actors.backends.process_staging import Stage, Staging, copy_all, size_of_copies
+from pypto_actors.backends.rendezvous import Deserted, Key
+from pypto_actors.backends.shared_memory import SharedInterconnect
+from pypto_actors.backends.thread import WorkThread
+from pypto_actors.backends.wire import Came, Do, Drop, End, Go, Ready, Run
+from pypto_actors.executor import Answer, Desk
+from pypto_actors.messages import Completed, Dispatch, Failed, Piece, Reached, Release
+from pypto_actors.plan import Part, Source, Sync
+
+LARGE_COPY = 1 << 20  # bytes; below, a copy holds the loop up for less than its way to a thread and back
+LOOK = 0.4  # seconds between looks at a process that owes an answer: is it stopped?
+
+
+class Hand(Struct, eq=False):
+    """A part that the process has in hand and that is more than a call: it stages host arrays, meets others, or is awaited within."""
+
+    message: Dispatch
+    part: Part
+    stage: Stage | None
+    done: int = 0  # steps whose results have been copied to the host
+    copying: int = 0  # copies to the host that a thread has in hand
+
+
+class Wave(Struct, eq=False):
+    """The parts of a dispatch that meet: they share a stage, which lasts until all of them have ended."""
+
+    stage: Stage | None = None
+    left: int = 0  # parts that have ended
+
+
+class ProcessExecutor(LocalExecutor):
+    """One device in a process of its own."""
+
+    __slots__ = (
+        "_calls",
+        "_flushing",
+        "_hands",
+        "_held",
+        "_ledger",
+        "_link",
+        "_looks",
+        "_loop",
+        "_out",
+        "_owed",
+        "_shared",
+        "_staging",
+        "_staging_in",
+        "_thread",
+        "_thread_jobs",
+        "_waves",
+        "_why",
+        "closing",
+        "lost",
+        "ready",
+        "started",
+    )
+
+    def __init__(
+        self,
+        rank: int,
+        interconnect: SharedInterconnect,
+        desk: Desk,
+        clock: Clock,
+        loop: asyncio.AbstractEventLoop,
+        waves: dict[Key, Wave],
+        lost: Callable[[list[int]], None],
+    ) -> None:
+        super().__init__(rank, interconnect, desk, clock)
+        self._shared = interconnect
+        self._loop = loop
+        self._waves = waves  # of all devices
+        self.lost = lost  # called with the slabs that have gone with the device
+        self._ledger = Ledger(interconnect)
+        self._calls = self._ledger.calls
+        self._staging = Staging(interconnect)
+        self._link = Link(loop, rank, self._received, self._ended)
+        self._out: list[Any] = []
+        self._flushing = False  # is a flush to come?
+        self._owed = 0  # answers of the process
+        self._hands: dict[tuple[int, int], Hand] = {}
+        self._held: deque[Dispatch] = deque()  # not sent yet, in order
+        self._staging_in = False  # is the first of them being copied in?
+        self._thread: WorkThread | None = None
+        self._thread_jobs = 0
+        self._looks: int = -1  # how often it was seen standing still; -1: nobody looks
+        self._why: str | None = None
+        self.started = False
+        self.closing = False
+        self.ready: asyncio.Future[None] = loop.create_future()
+
+    # ------------------------------------------------------------------------------------------ its life
+
+    @property
+    def pid(self) -> int:
+        """The process, for those who watch it."""
+        return self._link.pid
+
+    @property
+    def gone(self) -> asyncio.Future[None]:
+        """Done when nothing is left of the process."""
+        return self._link.gone
+
+    @property
+    def owes(self) -> bool:
+        """Is an answer outstanding?"""
+        return self._owed > 0
+
+    def spawn(self, environment: Mapping[str, str]) -> None:
+        """Start the process; `ready` says when it has started, or why not."""
+        self._link.spawn(environment)
+
+    def kill(self, reason: str) -> None:
+        """Die, now."""
+        self._why = self._why or reason
+        self._link.kill_now()
+
+    def end(self) -> None:
+        """No more work. The process ends after what it has."""
+        self.closing = True
+        self._out.append(End())
+        self._flush()
+
+    def end_hard(self) -> None:
+        """Do not wait for the end of what it has."""
+        self.closing = True
+        self._link.kill()
+
+    def join(self) -> None:
+        """Let the thread end; it is idle."""
+        if self._thread is not None:
+            self._thread.end()
+            self._thread.join()
+            self._thread = None
+
+    def give_up(self, why: str) -> None:
+        """It does not answer: it is to die."""
+        self._why = self._why or why
+        self._link.kill()
+
+    def drop_slabs(self, slabs: list[int]) -> None:
+        """Slabs of another device have gone."""
+        mine = self._ledger.unmap(slabs)
+        if mine:
+            self._put(Drop([], mine))
+
+    def _ended(self, reason: str) -> None:
+        """The process has ended, wanted or not."""
+        if not self.started:
+            self.dead = True
+            if not self.ready.done():
+                self.ready.set_exception(RuntimeError(f"device {self._rank} did not start: {self._why or reason}"))
+        elif self._thread_jobs:  # nothing is to write host arrays when their dispatch has failed
+            self._in_thread(lambda: None, lambda: self._die(reason))
+        else:
+            self._die(reason)
+
+    def _die(self, reason: str) -> None:
+        if self.dead:
+            return
+        why = self._why or reason
+        if self.closing:
+            self.dead = True
+            return
+        slabs = [slab.number for slab in self._shared.heap(self._rank).slabs]
+        super().kill(why)
+        self.lost(slabs)
+        now = self._clock()
+        hands, self._hands = self._hands, {}
+        for hand in hands.values():
+            self._leave(hand)
+        for message in [hand.message for hand in hands.values()] + list(self._held):
+            self.over(message, failed(message, self._rank, why, now))
+        self._held.clear()
+        if self._thread is not None:
+            self._thread.end()
+
+    def _look(self) -> None:
+        """A process that owes an answer and stands still at two looks in a row is taken for dead. Idle, nobody looks."""
+        if self._owed == 0 or self.dead:
+            self._looks = -1
+            return
+        self._looks = self._looks + 1 if self._link.stopped() else 0
+        if self._looks >= 2:
+            self.give_up("its process stopped answering: it stands still")
+            return
+        self._loop.call_later(LOOK, self._look)
+
+    # ------------------------------------------------------------------------------------------ to the process
+
+    def dispatch(self, message: Dispatch) -> None:
+        if not self._held:
+            call = self._calls.get(id(message.args))
+            if call is not None and call.args is message.args and call.plan is message.plan:
+                self._send(Run(message.run, call.number))
+                return
+        self._held.append(message)
+        if len(self._held) == 1:
+            self._advance()
+
+    def _send(self, message: Run | Do) -> None:
+        """One that is answered. The first goes at once, those behind it together."""
+        self._out.append(message)
+        self._owed += 1
+        if self._owed == 1:
+            self._flush()
+        elif not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+        if self._looks < 0:
+            self._looks = 0
+            self._loop.call_later(LOOK, self._look)
+
+    def _put(self, message: Any) -> None:
+        """One that is not answered, and goes now."""
+        self._out.append(message)
+        self._flush()
+
+    def _flush(self) -> None:
+        self._flushing = False
+        out = self._out
+        if out:
+            self._out = []
+            self._link.send(out)
+
+    def _advance(self) -> None:
+        """Send what is held, until one must wait."""
+        while self._held and not self._staging_in and not self.dead:
+            message = self._held[0]
+            try:
+                if not self._begin(message):
+                    return
+            except Exception as error:
+                self._held.popleft()
+                self.unable(message, error)
+
+    def _begin(self, message: Dispatch) -> bool:
+        """Send the first of those held, or see to it that it can be sent; `False`: not now."""
+        plan = message.plan
+        part = plan.parts[message.part]
+        number = self._ledger.part(plan, part, self._out)
+        stage = None
+        if any(slot.source is Source.ARGUMENT and isinstance(message.args[slot.index], np.ndarray) for slot in part.slots):
+            stage = self._stage(message, part)
+            if stage is None:
+                return False
+            if not stage.ready:
+                self._staging_in = True
+                stage.waiting.append(lambda: self._staged(message, part, number, stage))
+                return True
+        self._hand_over(message, part, number, stage)
+        return True
+
+    def _stage(self, message: Dispatch, part: Part) -> Stage | None:
+        wave = self._waves.setdefault((message.run, part.wave), Wave()) if part.meeting else None
+        stage = None if wave is None else wave.stage
+        if stage is None:
+            parts = [part] if wave is None else [other for other in message.plan.parts if other.meeting and other.wave == part.wave]
+            stage = self._staging.stage(message, parts)
+            if stage is None:
+                return None
+            if wave is not None:
+                wave.stage = stage
+            if size_of_copies(stage.fill) <= LARGE_COPY:
+                copy_all(stage.fill)
+                stage.filled()
+            else:
+                self._in_thread(lambda: copy_all(stage.fill), stage.filled)
+        return stage
+
+    def _staged(self, message: Dispatch, part: Part, number: int, stage: Stage) -> None:
+        self._staging_in = False
+        if not self.dead and self._held and self._held[0] is message:
+            self._hand_over(message, part, number, stage)
+            self._advance()
+        elif not part.meeting:
+            self._staging.leave(stage)
+
+    def _hand_over(self, message: Dispatch, part: Part, number: int, stage: Stage | None) -> None:
+        values = self._ledger.values(message, part, stage, self._link, self._out)
+        self._held.popleft()
+        if stage is not None or part.meeting or len(part.events) > 1:
+            self._hands[message.run, message.part] = Hand(message, part, stage)
+        elif self._ledger.keeps(message, part):
+            self._send(Run(message.run, self._ledger.keep(message, number, values, self._out)))
+            return
+        self._send(Do(message.run, number, values))
+
+    # ------------------------------------------------------------------------------------------ from the process
+
+    def _received(self, answers: list[Any]) -> None:
+        if len(answers) == 1 and not self._hands:
+            answer = answers[0]
+            if type(answer) is Completed and not self.dead:
+                self._owed -= 1
+                self._desk.answered(answer)
+                return
+        hands, post = self._hands, self._desk.post
+        for answer in answers:
+            if self.dead:
+                return
+            if type(answer) is Completed and not hands:
+                self._owed -= 1
+                post(answer)
+            else:
+                self._take(answer)
+        if self.started:
+            self._desk.turn()
+
+    def _take(self, answer: Any) -> None:
+        kind = type(answer)
+        if kind is Ready:
+            if not self.ready.done():
+                self.ready.set_result(None)
+            return
+        if kind is Failed and answer.run < 0:
+            if not self.ready.done():
+                self.ready.set_exception(answer.error)
+            return
+        hand = self._hands.get((answer.run, answer.part)) if self._hands else None
+        if kind is Came:
+            assert hand is not None
+            self._copy_back(hand, answer.step, lambda: self._come(hand, answer.step))
+        elif kind is Reached:
+            assert hand is not None
+            self._copy_back(hand, hand.part.events[answer.event], lambda: self._desk.post(answer))
+        else:
+            self._owed -= 1
+            if hand is None:
+                self._desk.post(answer)
+            else:
+                done = answer.step + 1 if kind is Failed else len(hand.part.steps)
+                self._copy_back(hand, done, lambda: self._finish(hand, answer))
+
+    def _copy_back(self, hand: Hand, done: int, then: Callable[[], None]) -> None:
+        """Bring to the host what the part's steps have written up to `done`; then go on."""
+        copies = hand.stage.back(hand.part, hand.done, done) if hand.stage is not None else []
+        hand.done = max(hand.done, done)
+        if not hand.copying and size_of_copies(copies) <= LARGE_COPY:
+            copy_all(copies)
+            then()
+            return
+        hand.copying += 1
+
+        def copied() -> None:
+            hand.copying -= 1
+            if not self.dead:
+                then()
+
+        self._in_thread(lambda: copy_all(copies), copied)
+
+    def _come(self, hand: Hand, step: int) -> None:
+        """The part has come to a meeting."""
+        sync = hand.part.steps[step].function
+        assert isinstance(sync, Sync)
+        try:
+            if self._interconnect.rendezvous.come((hand.message.run, hand.part.wave), sync.number, sync.members, self._go):
+                self._go(True)
+        except Deserted:
+            self._go(False)
+
+    def _go(self, met: bool) -> None:
+        if not self.dead:
+            self._put(Go(met))
+
+    def _finish(self, hand: Hand, answer: Answer) -> None:
+        del self._hands[answer.run, answer.part]
+        self._leave(hand)
+        self._desk.post(self.over(hand.message, answer))
+        if self._held:
+            self._advance()
+
+    def _leave(self, hand: Hand) -> None:
+        if hand.stage is not None and not hand.part.meeting:
+            self._staging.leave(hand.stage)
+
+    def over(self, message: Dispatch, answer: Answer) -> Answer:
+        part = message.plan.parts[message.part]
+        if part.meeting:
+            key = (message.run, part.wave)
+            wave = self._waves.setdefault(key, Wave())
+            wave.left += 1
+            if wave.left == part.meeting:
+                del self._waves[key]
+                if wave.stage is not None:
+                    self._staging.leave(wave.stage)
+        return super().over(message, answer)
+
+    # ------------------------------------------------------------------------------------------ memory
+
+    def release(self, message: Release) -> None:
+        calls = self._ledger.released(message.allocations)
+        if calls:
+            self._put(Drop(calls))
+        super().release(message)
+
+    def copy(self, message: Piece) -> None:
+        if size_of(message) <= LARGE_COPY:
+            self._desk.post(self.copied(message))
+            return
+        answers: SimpleQueue[Answer] = SimpleQueue()
+        self._in_thread(lambda: answers.put(self.copied(message)), lambda: None if self.dead else self._desk.post(answers.get()))
+
+    def _in_thread(self, work: Callable[[], None], then: Callable[[], None]) -> None:
+        """Have work done in the thread of copies, in order, and go on here."""
+
+        def done() -> None:
+            self._thread_jobs -= 1
+            then()
+            self._desk.turn()
+
+        def run() -> None:
+            work()
+            self._loop.call_soon_threadsafe(done)
+
+        self._thread_jobs += 1
+        if self._thread is None:
+            self._thread = WorkThread(f"pypto-copies-{self._rank}")
+        self._thread.put(run)

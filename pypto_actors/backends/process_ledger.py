@@ -1,0 +1,157 @@
+"""What the process of a device knows already: functions, parts of plans, calls with their values, slabs of memory."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from pypto_actors.backends.memory import sliced_tensor
+from pypto_actors.backends.process_link import Link
+from pypto_actors.backends.process_staging import Stage, dtype_key
+from pypto_actors.backends.shared_memory import SharedInterconnect
+from pypto_actors.backends.shipping import ship
+from pypto_actors.backends.wire import COPY, SYNC, Drop, Forget, Know, Learn, Map, Prepare, Value
+from pypto_actors.messages import Dispatch
+from pypto_actors.plan import Part, Plan, Slot, Source, Sync
+from pypto_actors.values import DeviceTensor
+
+MOST = 4096  # of each kind are kept; then all is forgotten
+SCALARS = (bool, float, str)
+
+
+class Known(Struct, eq=False, gc=False):
+    """A call that the process knows: the very tuple of arguments, which comes again and again."""
+
+    args: tuple[Any, ...]
+    plan: Plan  # of one part
+    number: int
+
+
+class Ledger:
+    """Of one process. Its calls append to `out` what must be sent before."""
+
+    def __init__(self, interconnect: SharedInterconnect) -> None:
+        self._interconnect = interconnect
+        self.calls: dict[int, Known] = {}  # by the identity of their arguments
+        self._users: dict[int, list[int]] = {}  # allocation -> identities of the arguments that name it
+        self._functions: dict[int, tuple[Callable[..., Any], int]] = {}
+        self._parts: dict[int, tuple[Part, int]] = {}
+        self._slabs: set[int] = set()
+        self._last = 0
+
+    def _number(self) -> int:
+        self._last += 1
+        return self._last
+
+    # ------------------------------------------------------------------------------------------ parts
+
+    def part(self, plan: Plan, part: Part, out: list[Any]) -> int:
+        """The number of a part, made known.
+
+        Raises:
+            TypeError: a function of it cannot cross.
+        """
+        known = self._parts.get(id(part))
+        if known is not None:
+            return known[1]
+        if max(len(self._parts), len(self._functions)) >= MOST:
+            self._parts.clear()
+            self._functions.clear()
+            self.calls.clear()
+            self._users.clear()
+            out.append(Forget())
+        steps: list[tuple[int, int, tuple[int, ...]]] = []
+        for step in part.steps:
+            if isinstance(step.function, Sync):
+                steps.append((SYNC, step.function.number, ()))
+            else:
+                steps.append((COPY if step.function is None else self._function(step.function, out), 0, step.slots))
+        number = self._number()
+        out.append(Prepare(number, part.index, steps, [slot.writable for slot in part.slots], part.events))
+        self._parts[id(part)] = (part, number)
+        return number
+
+    def _function(self, function: Callable[..., Any], out: list[Any]) -> int:
+        known = self._functions.get(id(function))
+        if known is None:
+            blob = ship(function)
+            known = self._functions[id(function)] = (function, self._number())
+            out.append(Learn(known[1], blob))
+        return known[1]
+
+    # ------------------------------------------------------------------------------------------ values
+
+    def values(self, message: Dispatch, part: Part, stage: Stage | None, link: Link, out: list[Any]) -> list[Value]:
+        """The values of a part's slots."""
+        values = []
+        for index, slot in enumerate(part.slots):
+            staged = stage.values.get((part.index, index)) if stage is not None else None
+            value = self._value(slot, message) if staged is None else staged
+            if type(value) is tuple and value[0] and value[0] not in self._slabs:
+                self._map(value[0], link, out)
+            values.append(value)
+        return values
+
+    def _value(self, slot: Slot, message: Dispatch) -> Value:
+        if slot.source is Source.SCRATCH:
+            form = message.plan.scratch[slot.index]
+            allocation = message.scratch[slot.index]
+            self._interconnect.commit(allocation, form.nbytes, form.device)
+            return self._tensor(sliced_tensor(DeviceTensor.of(form.device, form.shape, form.dtype, allocation), slot.path))
+        value = slot.value if slot.source is Source.CONSTANT else message.args[slot.index]
+        if type(value) is DeviceTensor:
+            return self._tensor(sliced_tensor(value, slot.path) if slot.path else value)
+        if type(value) in SCALARS or value is None or (type(value) is int and -(1 << 63) <= value < 1 << 63):
+            return value
+        return pickle.dumps(value)
+
+    def _tensor(self, tensor: DeviceTensor) -> Value:
+        slab, offset = self._interconnect.place(tensor)
+        return (slab, offset, tensor.shape, None, dtype_key(tensor.dtype))
+
+    def _map(self, slab: int, link: Link, out: list[Any]) -> None:
+        known = self._interconnect.slabs[slab]
+        link.send_file(slab, known.fd)
+        out.append(Map(slab, known.size))
+        self._slabs.add(slab)
+
+    def unmap(self, slabs: Sequence[int]) -> list[int]:
+        """Slabs that have gone; gives those that the process has mapped."""
+        mine = [slab for slab in slabs if slab in self._slabs]
+        self._slabs.difference_update(mine)
+        return mine
+
+    # ------------------------------------------------------------------------------------------ calls
+
+    def keeps(self, message: Dispatch, part: Part) -> bool:
+        """Is it worth to be known? Calls on device tensors alone have the same tuple of arguments each time."""
+        return message.plan.sole >= 0 and part.direct is not None and all(type(arg) is DeviceTensor for arg in message.args)
+
+    def keep(self, message: Dispatch, part: int, values: list[Value], out: list[Any]) -> int:
+        """The number of a call, made known."""
+        number = self._number()
+        identity = id(message.args)
+        if len(self.calls) >= MOST:
+            out.append(Drop([known.number for known in self.calls.values()]))
+            self.calls.clear()
+            self._users.clear()
+        elif identity in self.calls:  # another plan with the same arguments
+            out.append(Drop([self.calls[identity].number]))
+        self.calls[identity] = Known(message.args, message.plan, number)
+        for arg in message.args:
+            self._users.setdefault(arg.allocation, []).append(identity)
+        out.append(Know(number, part, values))
+        return number
+
+    def released(self, allocations: Sequence[int]) -> list[int]:
+        """Memory has gone; gives the calls that have gone with it."""
+        gone = []
+        for allocation in allocations:
+            for identity in self._users.pop(allocation, ()):
+                known = self.calls.pop(identity, None)
+                if known is not None:
+                    gone.append(known.number)
+        return gone

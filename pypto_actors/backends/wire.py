@@ -1,0 +1,204 @@
+"""What crosses between a worker and the process of a device: frozen Structs, encoded by msgspec, many to a frame.
+
+To the device go compact forms of the messages of `messages.py` (a plan and its functions are sent once); back come these messages
+themselves. A frame is its length in four bytes, and a msgpack array of messages.
+"""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from pypto_actors.messages import Completed, Failed, Message, Reached
+
+HEADER = 4
+ORDER: Literal["little"] = "little"  # bytes of the length
+COPY, SYNC = -1, -2  # in place of the number of a function
+
+# A value of a slot: a scalar, `bytes` (a pickled value), or an array: [slab, offset, shape, strides, dtype]. Slab 0: an empty array.
+Value: TypeAlias = Any
+
+
+class Wire(Struct, frozen=True, array_like=True, eq=False, gc=False):
+    """Base of what goes to a device's process."""
+
+
+class Learn(Wire, frozen=True, tag=1, gc=False):
+    """A function, by value; it is called by its number from here on."""
+
+    number: int
+    blob: bytes
+
+
+class Prepare(Wire, frozen=True, tag=2, gc=False):
+    """A part of a plan. Each step: (function, number of the meeting, positions in the slot table)."""
+
+    number: int
+    part: int
+    steps: list[tuple[int, int, tuple[int, ...]]]
+    writable: list[bool]
+    events: tuple[int, ...]
+
+
+class Know(Wire, frozen=True, tag=3, gc=False):
+    """A part with its values: a call that will come again and again."""
+
+    call: int
+    part: int
+    values: list[Value]
+
+
+class Run(Wire, frozen=True, tag=4, gc=False):
+    """Dispatch a known call."""
+
+    run: int
+    call: int
+
+
+class Do(Wire, frozen=True, tag=5, gc=False):
+    """Dispatch a part with these values."""
+
+    run: int
+    part: int
+    values: list[Value]
+
+
+class Go(Wire, frozen=True, tag=6, gc=False):
+    """The end of a meeting: have all come?"""
+
+    met: bool
+
+
+class Map(Wire, frozen=True, tag=7, gc=False):
+    """A slab of memory; its file descriptor comes by the other socket."""
+
+    slab: int
+    size: int
+
+
+class Drop(Wire, frozen=True, tag=8, gc=False):
+    """Calls and slabs that do not come again."""
+
+    calls: list[int]
+    slabs: list[int] = []
+
+
+class Forget(Wire, frozen=True, tag=9, gc=False):
+    """All functions, parts and calls: there have been too many."""
+
+
+class End(Wire, frozen=True, tag=10, gc=False):
+    """No more work."""
+
+
+class Ready(Message, frozen=True, tag=True, eq=False, gc=False):
+    """The process of a device has started."""
+
+    rank: int
+
+
+class Came(Message, frozen=True, tag=True, eq=False, gc=False):
+    """A part has come to a meeting of devices, which is its step `step`, and waits for `Go`."""
+
+    run: int
+    part: int
+    step: int
+
+
+ToProcess: TypeAlias = Learn | Prepare | Know | Run | Do | Go | Map | Drop | Forget | End
+FromProcess: TypeAlias = Completed | Failed | Reached | Came | Ready
+
+
+class KernelErrorStandIn(RuntimeError):
+    """Stands for an exception of a kernel that could not cross between processes; the text says which and why."""
+
+
+def pack_error(error: BaseException) -> bytes:
+    """An exception with where it was raised, of its own type if that can be pickled."""
+    place = "".join(traceback.format_exception(error))
+    told = "".join(traceback.format_exception_only(error)).strip()
+    try:
+        blob = _dumps(error)
+    except Exception as why:
+        told += f"\n(a stand-in: the original {type(error).__qualname__} cannot be pickled: {type(why).__name__}: {why})"
+        blob = b""
+    return pickle.dumps((blob, f"{type(error).__module__}.{type(error).__qualname__}", told, place))
+
+
+def unpack_error(packed: bytes) -> BaseException:
+    """The exception; where that cannot be made again, a stand-in that says so."""
+    blob, kind, told, place = pickle.loads(packed)
+    error: BaseException
+    try:
+        error = pickle.loads(blob) if blob else KernelErrorStandIn(told)
+        if not isinstance(error, BaseException):
+            raise TypeError(f"it became {error!r}")
+    except BaseException as why:
+        error = KernelErrorStandIn(f"{told}\n(a stand-in: the original {kind} cannot be unpickled here: {type(why).__name__}: {why})")
+    error.add_note(f"in the process of its device:\n{place}")
+    return error
+
+
+def _dumps(error: BaseException) -> bytes:
+    try:
+        return pickle.dumps(error)
+    except Exception:
+        import cloudpickle
+
+        blob: bytes = cloudpickle.dumps(error)
+        return blob
+
+
+def _encode(value: Any) -> bytes:
+    if isinstance(value, BaseException):
+        return pack_error(value)
+    raise TypeError(f"{value!r} does not cross between processes")
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind is BaseException:
+        return unpack_error(value)
+    raise TypeError(f"{kind!r} does not cross between processes")
+
+
+encoder = msgspec.msgpack.Encoder(enc_hook=_encode)
+to_process = msgspec.msgpack.Decoder(list[ToProcess])
+from_process = msgspec.msgpack.Decoder(list[FromProcess], dec_hook=_decode)
+
+
+class Frames:
+    """Puts frames together from what comes out of a socket."""
+
+    __slots__ = ("_decoder", "_rest")
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[list[Any]]) -> None:
+        self._decoder = decoder
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[Any]:
+        """The messages that are whole now."""
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
+        size = len(data)
+        end = HEADER + int.from_bytes(data[:HEADER], ORDER)
+        if end == size:  # one frame, as most often
+            return self._decoder.decode(data[HEADER:])
+        messages: list[Any] = []
+        start = 0
+        while size - start >= HEADER and end <= size:
+            messages += self._decoder.decode(memoryview(data)[start + HEADER : end])
+            start = end
+            end = start + HEADER + int.from_bytes(data[start : start + HEADER], ORDER)
+        self._rest = data[start:]
+        return messages
+
+
+def frame(messages: list[Any]) -> bytes:
+    """A frame of messages."""
+    body = encoder.encode(messages)
+    return len(body).to_bytes(HEADER, ORDER) + body
