@@ -1,6 +1,6 @@
 """Run all benchmarks, each in a process of its own, and print one table.
 
-    python -m benchmarks [--quick] [--only NAME …] [--json FILE] [--transformers-python PATH]
+    python -m benchmarks [--quick] [--only NAME …] [--json FILE] [--traces DIRECTORY] [--transformers-python PATH]
 
 The comparison with `transformers` needs a Python that has it (see `benchmarks/qwen3_vs_transformers.py`); without one it
 is named in the table as not measured. A benchmark that fails makes the status 1; a demand that is missed does not.
@@ -9,6 +9,7 @@ is named in the table as not measured. A benchmark that fails makes the status 1
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -37,7 +38,9 @@ NAMES = (
     "process_noop",
     "process_tensor",
     "process_start",
+    "ray_noop",
 )
+RAY = "ray_noop"
 TRANSFORMERS = "qwen3_vs_transformers"
 
 
@@ -67,13 +70,22 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few and short rounds: shows that all work, measures little")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=f"only these of: {', '.join(NAMES)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all answers there, every round of them")
+    parser.add_argument("--traces", type=Path, metavar="DIRECTORY", help="write a Chrome trace of a further, short pass of each there")
     parser.add_argument("--transformers-python", metavar="PATH", help="also compare with transformers, which this Python has")
     options = parser.parse_args()
+    if options.traces:
+        options.traces.mkdir(parents=True, exist_ok=True)
     documents, rows, failed = [], [harness.HEADER], []
     with tempfile.TemporaryDirectory() as directory:
         for name in options.only:
+            if name == RAY and importlib.util.find_spec("ray") is None:
+                rows.append(("no-op `run` on ray", "1.3 / 1.1", "not measured", "–", "needs Ray: pip install 'pypto_actors[ray]'"))
+                continue
             file = Path(directory, f"{name}.json")
-            if run(name, ["--quick"] if options.quick else [], file):
+            arguments = ["--quick"] if options.quick else []
+            if options.traces:
+                arguments += ["--trace", str(options.traces / f"{name}.json")]
+            if run(name, arguments, file):
                 documents.append(json.loads(file.read_text(encoding="utf-8")))
                 rows += map(harness.row_of, harness.read_answers(file))
             else:

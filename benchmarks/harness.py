@@ -1,8 +1,11 @@
-"""What all benchmarks share: paired rounds, medians, the table, and the options `--quick`, `--json` and `--plot`.
+"""What all benchmarks share: paired rounds, medians, the table, and the options `--quick`, `--json`, `--plot` and `--trace`.
 
 Machines drift, by a factor of two within minutes and by more between two runs, so no time of one run is ever compared
 with a time of another. Each round measures every side once, in an order drawn anew (seeded), and gives one ratio of
 what stood next to each other; what is reported is the median of the rounds' ratios. The first rounds are thrown away.
+
+A trace costs time, so nothing is measured while one is recorded: `--trace` runs the benchmark once more afterwards, briefly, and
+throws the times of that pass away.
 """
 
 from __future__ import annotations
@@ -15,15 +18,19 @@ import random
 import statistics
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
+from pypto_actors import tracing
+
 SEED = 0
 Side: TypeAlias = Callable[[], Awaitable[float]]  # measures one block, gives seconds for each operation
 Rounds: TypeAlias = Mapping[str, Sequence[float]]
+_RECORDER: ContextVar[tracing.Recorder | None] = ContextVar("_RECORDER", default=None)
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,23 @@ def ratios(rounds: Rounds, subject: str, rival: str) -> list[float]:
 def microseconds(rounds: Rounds) -> dict[str, float]:
     """The median of each side, µs."""
     return {f"{name}, µs": 1e6 * statistics.median(times) for name, times in rounds.items()}
+
+
+def hook(name: str) -> tracing.Recorder | None:
+    """What each worker of a benchmark takes as `trace=`: None, but in the extra pass of `--trace`."""
+    recorder = _RECORDER.get()
+    return None if recorder is None else recorder.worker(name)
+
+
+def trace(path: Path, run: Callable[[], object]) -> None:
+    """Run something with its workers traced, and save the trace. What it measures counts for nothing."""
+    with tracing.record(path) as recorder:
+        token = _RECORDER.set(recorder)
+        try:
+            run()
+        finally:
+            _RECORDER.reset(token)
+    print(f"{path}: the trace of a further, short pass; the figures above were measured without one")
 
 
 # ---------------------------------------------------------------------------------------------- printing
@@ -183,7 +207,12 @@ def main(doc: str | None, measure: Callable[[bool], Sequence[Answer]]) -> None:
     parser.add_argument("--quick", action="store_true", help="few and short rounds: shows that it works, measures little")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers there, every round of them")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them there (needs matplotlib: the extra `bench`)")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="then run it once more, briefly, and write a Chrome trace of that there")
     options = parser.parse_args()
+    try:
+        tracing.check(options.trace)
+    except tracing.TraceFileError as error:
+        parser.error(str(error))
     question = text.strip().split("\n\n")[0].replace("\n", " ")
     answers = measure(options.quick)
     for answer in answers:
@@ -193,3 +222,5 @@ def main(doc: str | None, measure: Callable[[bool], Sequence[Answer]]) -> None:
         options.json.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if options.plot:
         plot(options.plot, question, answers)
+    if options.trace:
+        trace(options.trace, lambda: measure(True))

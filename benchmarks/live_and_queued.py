@@ -42,7 +42,9 @@ async def measure_async(quick: bool) -> list[Answer]:
     async with AsyncExitStack() as stack:
         empty, live = [await stack.enter_async_context(noop.opened("inline")) for _ in range(2)]
         full = await stack.enter_async_context(
-            pa.DistributedWorker([noop.noop, holding], backend="inline", max_queued=2 * QUEUED, callbacks={"hold": hold})
+            pa.DistributedWorker(
+                [noop.noop, holding], backend="inline", max_queued=2 * QUEUED, callbacks={"hold": hold}, trace=harness.hook("queued")
+            )
         )
         stack.callback(let_go.set)  # before the workers are left
         await fill(live, LIVE)

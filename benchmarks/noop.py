@@ -12,6 +12,7 @@ from typing import Annotated, TypeAlias
 import numpy as np
 
 import pypto_actors as pa
+from benchmarks import harness
 
 SHAPE = (16,)
 OUTSTANDING = 64
@@ -36,7 +37,8 @@ def opened(
 ) -> pa.DistributedWorker:
     """A worker that knows `noop` and `programs`, to be entered."""
     config = pa.DistributedConfig(device_ids=range(devices))
-    return pa.DistributedWorker([noop, *programs], config=config, backend=backend, in_flight=in_flight, max_queued=max_queued)
+    trace = harness.hook(f"{backend}, {devices} devices" if devices > 1 else backend)
+    return pa.DistributedWorker([noop, *programs], config=config, backend=backend, in_flight=in_flight, max_queued=max_queued, trace=trace)
 
 
 async def pair(worker: pa.DistributedWorker, device: int = 0) -> Pair:

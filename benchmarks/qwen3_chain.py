@@ -54,7 +54,7 @@ async def blocks_of(batch: int, rounds: int) -> harness.Rounds:
     tokens, positions = np.zeros(batch, np.int64), np.full(batch, CONTEXT, np.int64)
     logits = np.zeros((batch, CONFIG.vocab_size), np.float32)
     async with (
-        pa.DistributedWorker([*programs.both, advance], backend="thread") as worker,
+        pa.DistributedWorker([*programs.both, advance], backend="thread", trace=harness.hook(f"batch {batch}")) as worker,
         Qwen3(worker, programs, parts_of(random_weights(CONFIG, POSITIONS, SEED))) as model,
     ):
         state = {

@@ -78,7 +78,7 @@ async def step_by_step(batch: int, rounds: int) -> harness.Rounds:
     programs = make_programs(CONFIG, POSITIONS, batch)
     steps = {name: Steps(batch) for name in ("direct", "worker", "bare thread")}
     async with (
-        pa.DistributedWorker(programs.both, backend="thread") as worker,
+        pa.DistributedWorker(programs.both, backend="thread", trace=harness.hook(f"batch {batch}")) as worker,
         Qwen3(worker, programs, parts_of(random_weights(CONFIG, POSITIONS, SEED))) as model,
         BareThread() as bare,
     ):

@@ -29,6 +29,7 @@ import numpy as np
 import threadpoolctl
 
 import pypto_actors as pa
+from benchmarks import harness
 from examples.qwen3.checkpoint import Checkpoint
 from examples.qwen3.config import read_config
 from examples.qwen3.programs import make_programs
@@ -113,6 +114,19 @@ async def ours(model: Qwen3, batch: int, prompt: int, tokens: int) -> tuple[floa
     return time.perf_counter() - start, np.transpose(out).tolist()
 
 
+async def further_pass(directory: Path) -> None:
+    """What is measured, our side, once: for a trace."""
+    config = read_config(directory)
+    programs = make_programs(config, config.max_positions, batch=16)
+    parts = Checkpoint(directory, config).parts(config.max_positions)
+    async with (
+        pa.DistributedWorker(programs.both, trace=harness.hook("Qwen3 20M")) as worker,
+        Qwen3(worker, programs, parts) as model,
+    ):
+        for batch, prompt, tokens in ((1, PROMPT, 1 + STEPS), (16, PROMPT, 1 + STEPS), (1, PREFILL, 1)):
+            await ours(model, batch, prompt, tokens)
+
+
 async def compare(other: Other, directory: Path, rounds: int) -> dict[str, Any]:
     """For each question the seconds of both sides in each round, and the median of the ratios."""
     config = read_config(directory)
@@ -146,6 +160,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="BLAS threads of each side (default: 1)")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="then run our side once more and write a Chrome trace of that there")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, threadpoolctl.threadpool_limits(options.threads):
         other = Other(options.transformers_python, Path(directory), options.threads)
@@ -153,6 +168,8 @@ def main() -> None:
             results = asyncio.run(compare(other, Path(directory), options.rounds))
         finally:
             other.close()
+        if options.trace:
+            harness.trace(options.trace, lambda: asyncio.run(further_pass(Path(directory))))
     for name, result in results.items():
         mine, theirs = (1e3 * statistics.median(result[side]) for side in ("ours", "transformers"))
         must, aim = NEEDED[name]

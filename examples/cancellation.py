@@ -1,6 +1,6 @@
 """A waiter may leave without its program; and when `run` raises, nothing writes your arrays any more.
 
-    python -m examples.cancellation
+    python -m examples.cancellation [--trace FILE] [--plot FILE.png]
 
 Gates hold the kernel where we want it, so nothing here depends on timing.
 """
@@ -15,6 +15,7 @@ import anyio
 import numpy as np
 
 import pypto_actors as pa
+from pypto_actors import tracing
 
 started = threading.Event()
 may_end = threading.Event()
@@ -32,9 +33,9 @@ def add(orch: pa.Orchestrator, x: Annotated[pa.TensorRef, pa.InOut(("n",), np.in
     orch.submit(slow_add, x, value, device=0)
 
 
-async def main() -> None:
+async def main(trace: tracing.Recorder | None) -> None:
     x = np.zeros(2, np.int64)
-    async with pa.DistributedWorker(add, in_flight=1) as worker:
+    async with pa.DistributedWorker(add, in_flight=1, trace=trace) as worker:
         running = asyncio.create_task(worker.run(add, x, 1))  # `run` owns its dispatch
         await asyncio.to_thread(started.wait)
         handed = worker.submit_nowait(add, x, 10)  # handed to the device ahead of its turn: in_flight=1
@@ -63,4 +64,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with tracing.command_line(__doc__) as trace:
+        asyncio.run(main(trace))

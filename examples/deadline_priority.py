@@ -1,6 +1,6 @@
 """Priorities and deadlines order what is queued; what is late costs no device time.
 
-    python -m examples.deadline_priority
+    python -m examples.deadline_priority [--trace FILE] [--plot FILE.png]
 
 A virtual clock makes the half minute free and the output exact. Deadlines are times of the loop's clock, as in anyio.
 """
@@ -14,6 +14,7 @@ import anyio
 import numpy as np
 
 import pypto_actors as pa
+from pypto_actors import tracing
 from pypto_actors.testing import VirtualTimeLoop
 
 seen: list[int] = []  # what the device did, in order
@@ -30,8 +31,8 @@ def request(orch: pa.Orchestrator, x: Annotated[pa.TensorRef, pa.Out((1,), np.in
     orch.submit(note, x, tag, device=0)
 
 
-async def main() -> None:
-    async with pa.DistributedWorker(request, backend="inline") as worker:
+async def main(trace: tracing.Recorder | None) -> None:
+    async with pa.DistributedWorker(request, backend="inline", trace=trace) as worker:
         await worker.pause("keep")  # nothing is handed over, so all of them are queued together
         now = anyio.current_time()
         usual = [worker.submit_nowait(request, tag) for tag in (1, 2)]
@@ -53,5 +54,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        runner.run(main())
+    with tracing.command_line(__doc__) as trace, asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(main(trace))

@@ -1,6 +1,6 @@
 """Two programs, prefill and decode, share one device and one KV cache that lives in its memory.
 
-    python -m examples.multi_program_kv_cache
+    python -m examples.multi_program_kv_cache [--trace FILE] [--plot FILE.png]
 
 The "model" is two additions, so that each result can be checked: prefill leaves `2 * prompt` in the cache, and the logits of a
 token are `token + cache`. What matters is who owns what: the cache stays on the device from the prefill to the last token; the
@@ -15,6 +15,7 @@ from typing import Annotated
 import numpy as np
 
 import pypto_actors as pa
+from pypto_actors import tracing
 
 T = 128
 Tile = (T, T)
@@ -49,10 +50,10 @@ def decode(
     orch.submit(read_kv, token, kv, logits, device=0)
 
 
-async def main() -> None:
+async def main(trace: tracing.Recorder | None) -> None:
     prompt = np.full(Tile, 3, np.float32)
     logits = np.empty(Tile, np.float32)
-    async with pa.DistributedWorker([prefill, decode], config=pa.DistributedConfig(device_ids=[0])) as worker:
+    async with pa.DistributedWorker([prefill, decode], config=pa.DistributedConfig(device_ids=[0]), trace=trace) as worker:
         kv = await worker.alloc_tensor(Tile, np.float32)
         print(f"the cache takes {worker.committed_device_memory()} bytes of device 0")
 
@@ -68,4 +69,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with tracing.command_line(__doc__) as trace:
+        asyncio.run(main(trace))

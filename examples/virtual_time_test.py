@@ -1,6 +1,6 @@
 """How to test your own code: in virtual time, under seeded schedules, and where it hangs.
 
-    python -m examples.virtual_time_test                                         by anyio.run and asyncio.Runner
+    python -m examples.virtual_time_test [--trace FILE] [--plot FILE.png]        by anyio.run and asyncio.Runner
     python -m pytest -p examples.virtual_time_test examples/virtual_time_test.py   by pytest-asyncio
 
 Two functions stand for code of yours: `poll`, which sleeps far longer than a test may, and `answers`, whose fault shows only where
@@ -18,6 +18,7 @@ import anyio
 import numpy as np
 
 import pypto_actors as pa
+from pypto_actors import tracing
 from pypto_actors.testing import DeadlockError, SeededLoop, VirtualTimeLoop
 
 
@@ -55,8 +56,8 @@ async def answers(worker: pa.DistributedWorker, prompts: list[int]) -> list[int]
     return found
 
 
-async def half_an_hour() -> str:
-    async with pa.DistributedWorker(double, backend="inline") as worker:
+async def half_an_hour(trace: tracing.Recorder | None) -> str:
+    async with pa.DistributedWorker(double, backend="inline", trace=trace) as worker:
         return f"{await poll(worker, 30)} after {anyio.current_time():g} s"
 
 
@@ -77,8 +78,8 @@ async def forgotten() -> None:
     await tokens.get()
 
 
-def main() -> None:
-    print("virtual time:", anyio.run(half_an_hour, backend_options={"loop_factory": VirtualTimeLoop}))
+def main(trace: tracing.Recorder | None) -> None:
+    print("virtual time:", anyio.run(half_an_hour, trace, backend_options={"loop_factory": VirtualTimeLoop}))
 
     print("in asyncio's own order, the answers are right:", asyncio.run(answers_in_order()))
     seed = next(seed for seed in range(100) if not right_under(seed))
@@ -106,4 +107,5 @@ async def test_half_an_hour_of_polling() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with tracing.command_line(__doc__) as trace:
+        main(trace)

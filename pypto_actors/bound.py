@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from msgspec import Struct
 
+from pypto_actors.addresses import address_of
 from pypto_actors.errors import ArgumentTypeError
 from pypto_actors.handle import DistributedRunHandle, RunResult
 from pypto_actors.memory import abandon
 from pypto_actors.registry import Entry
-from pypto_actors.signature import check_one, sign_one
+from pypto_actors.signature import check_one
 from pypto_actors.submission import PLAIN, Options, Prepared, accesses_of, host_accesses, prepare
 from pypto_actors.tensors import Tensors
-from pypto_actors.values import Access, DeviceTensor
+from pypto_actors.values import HOST, Access, DeviceTensor, Fixed, Shape
 
 if TYPE_CHECKING:
     from pypto_actors.system import System
+
+
+FEWEST_FIXED = 4  # fixed tensors; fewer are as well claimed one by one
 
 
 class Owner(Protocol):
@@ -26,6 +32,8 @@ class Owner(Protocol):
 
     def _enter(self, what: str) -> System: ...
     def open_system(self) -> System: ...
+    def in_callback_thread(self) -> bool: ...
+    def on_loop(self, work: Callable[[], DistributedRunHandle]) -> DistributedRunHandle: ...
     def _checked(self, device: int | None, priority: int, deadline: float | None, after: Iterable[DistributedRunHandle]) -> Options: ...
     def _begin(self, system: System, call: Prepared, options: Options) -> DistributedRunHandle | None: ...
     async def _run_waiting(self, system: System, call: Prepared, options: Options) -> RunResult: ...
@@ -33,14 +41,24 @@ class Owner(Protocol):
     def _submit_prepared_nowait(self, system: System, call: Prepared, options: Options) -> DistributedRunHandle: ...
 
 
+class Form(Struct, eq=False):
+    """What an argument of the rest must be like: an array of this shape and dtype, or a scalar of this type (`shape` is `None`)."""
+
+    position: int
+    kind: Any  # the dtype, or the type
+    shape: Shape | None = None
+    nbytes: int = 0
+    written: bool = False
+
+
 class Template(Struct, eq=False):
     """What a call has in common with the one before it, while the tensors live and the rest is of the same shapes and dtypes."""
 
     epoch: int
-    key: tuple[Any, ...]  # the signature of the rest
     call: Prepared
     accesses: tuple[Access, ...]  # of the fixed arguments
-    written: tuple[bool | None, ...]  # of each argument of the rest: is it written; `None`: it is a scalar
+    forms: tuple[Form, ...]
+    fixed: Fixed | None
 
 
 class BoundProgram:
@@ -131,7 +149,13 @@ class BoundProgram:
         after: Iterable[DistributedRunHandle] = (),
     ) -> DistributedRunHandle:
         """`submit_nowait` with the fixed arguments and `rest`."""
-        system = self._worker.open_system()
+        try:
+            system = self._worker.open_system()
+        except RuntimeError:
+            if self._worker.in_callback_thread():
+                work = partial(self.submit_nowait, *rest, device=device, priority=priority, deadline=deadline, after=after)
+                return self._worker.on_loop(work)
+            raise
         options = self._worker._checked(device, priority, deadline, after)
         return self._worker._submit_prepared_nowait(system, self._call(rest), options)
 
@@ -155,22 +179,34 @@ class BoundProgram:
         template = self._template
         if template is None or template.epoch != self._tensors.epoch or not self._entry.active:
             return None
-        if tuple([sign_one(arg) for arg in rest]) != template.key:
+        forms = template.forms
+        if len(forms) != len(rest):
             return None
         before = template.call
         args = list(before.args)
-        accesses = list(template.accesses)
-        for position, arg, write in zip(self._rest, rest, template.written, strict=True):
-            args[position] = arg
-            if write is not None:
-                if write and not arg.flags.writeable:
+        accesses = template.accesses
+        for form, arg in zip(forms, rest):  # noqa: B905 (they are equally many)
+            if form.shape is None:
+                if type(arg) is not form.kind:
+                    return None
+            else:
+                if type(arg) is not np.ndarray or arg.shape != form.shape or arg.dtype != form.kind:
+                    return None
+                written = form.written
+                flags = arg.flags
+                if written and not flags.writeable:
                     return None  # the full check says what is wrong
-                accesses += host_accesses(arg, write)
+                if flags.c_contiguous:
+                    address = address_of(arg)
+                    accesses += ((HOST, address, address + form.nbytes, written),)
+                else:
+                    accesses += tuple(host_accesses(arg, written))
+            args[form.position] = arg
         return Prepared(
             before.entry,
             before.signed,
             tuple(args),
-            tuple(accesses),
+            accesses,
             (),
             False,
             before.program,
@@ -178,6 +214,7 @@ class BoundProgram:
             before.stage,
             before.plans,
             before.rank,
+            template.fixed,
         )
 
     def _remember(self, rest: Sequence[Any], call: Prepared) -> None:
@@ -194,8 +231,25 @@ class BoundProgram:
         fixed = [
             access for position, write in signed.whole if position in self._fixed for access in accesses_of(call.args[position], write)
         ]
-        written = tuple(writes.get(position) if params[position].array is not None else None for position in self._rest)
-        self._template = Template(self._tensors.epoch, tuple([sign_one(arg) for arg in rest]), call, tuple(fixed), written)
+        forms = tuple(
+            Form(position, type(arg))
+            if params[position].array is None
+            else Form(position, arg.dtype, arg.shape, arg.nbytes, writes.get(position, False))
+            for position, arg in zip(self._rest, rest, strict=True)
+        )
+        self._template = Template(self._tensors.epoch, call, tuple(fixed), forms, self._fixed_together(fixed))
+
+    def _fixed_together(self, accesses: Sequence[Access]) -> Fixed | None:
+        """The fixed tensors, if each has memory of its own and there are enough of them."""
+        spaces = tuple(space for space, _, _, _ in accesses)
+        if (
+            len(spaces) < FEWEST_FIXED
+            or len(set(spaces)) < len(spaces)
+            or HOST in spaces
+            or any(stop == start for _, start, stop, _ in accesses)
+        ):
+            return None
+        return Fixed(tuple(accesses), spaces, frozenset(self._rest))
 
     def _prepare(self, rest: Sequence[Any]) -> Prepared:
         self._entry.check_active()

@@ -21,15 +21,17 @@ BLOCK = 1 << 16  # bytes of each member that are worked on at a time: they stay 
 def allreduce(member: int, operation: str, *refs: Array) -> None:
     """Reduce the member's share of the elements and give it to all."""
     reduce_into = OPERATIONS[operation]
-    flat = [ref.reshape(-1) for ref in refs]
-    start, stop = _share(flat[0].size, member, len(flat))
-    step = max(1, BLOCK // flat[0].itemsize)
+    # what is not contiguous, as host memory may be, is taken and put back by its flat index
+    flat = [ref.reshape(-1) if ref.flags.c_contiguous else ref.flat for ref in refs]
+    start, stop = _share(refs[0].size, member, len(flat))
+    step = max(1, BLOCK // refs[0].itemsize)
+    first = 1 if isinstance(flat[0], np.ndarray) else 0
     for begin in range(start, stop, step):
         end = min(begin + step, stop)
-        total = flat[0][begin:end]
+        total: Array = flat[0][begin:end]
         for other in flat[1:]:
             reduce_into(total, other[begin:end], out=total)
-        for other in flat[1:]:
+        for other in flat[first:]:
             other[begin:end] = total
 
 

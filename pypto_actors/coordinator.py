@@ -168,7 +168,7 @@ class Coordinator:
             self.now = message.at
         if plan.simple and message.plain and not self._cautious:
             self.queues[sole].work += 1
-            self.hazards.enter(record, message.accesses)
+            self.hazards.enter(record, message.accesses, message.fixed)
             if record.waits == 0:
                 self.router.fresh.append(record)
             return
@@ -177,7 +177,7 @@ class Coordinator:
         accesses = message.accesses
         if plan.windows:
             accesses += tuple((number, 0, 1, True) for number in self.ledger.windows(plan, message.program))
-        self.hazards.enter(record, accesses)
+        self.hazards.enter(record, accesses, message.fixed)
         if message.deadline is not None:
             self.router.timed += 1
             self.deadlines.add(record, message.deadline, self.router.timed)
@@ -252,20 +252,25 @@ class Coordinator:
         if plan is None:
             self.operations.answered(record, device, None)
             return
-        self.now = max(self.now, finished)
+        if finished > self.now:
+            self.now = finished
         if device >= 0:
             queue = self.queues[device]
             queue.outstanding -= 1
             queue.busy_time += finished - started
-            self.router.dirty[device] = None
+            if queue.order:
+                self.router.dirty[device] = None
             record.at[device] -= 1
-        _began(record, started)
+        if record.started_at < 0.0 or started < record.started_at:
+            record.started_at = started
         part = plan.parts[message.part]
         record.parts -= 1
         if part.returned >= 0:
             record.returned[part.returned] = message.value
-        self._happened(record, part, len(part.events) - 1)
-        self._end_if_over(record)
+        if part.wakes[-1]:
+            self._happened(record, part, len(part.events) - 1)
+        if record.parts == 0:
+            self._end_if_over(record)
 
     def _reached(self, message: Reached) -> None:
         record = self.records[message.run]
@@ -406,6 +411,7 @@ class Coordinator:
         if health.lost is None:
             self.port.restart(device)
             return
+        self.router.lost.add(device)
         for record in list(self.records.values()):
             if record.state is QUEUED and record.plan is not None and device in record.plan.devices:
                 self._end(record, FAIL, health.lost)

@@ -35,14 +35,16 @@ def check_writable(ref: TensorRef, where: str) -> None:
         raise ProgramError(f"{where} is written, but {ref._name!r} is an In parameter of the program; declare it Out or InOut")
 
 
-def fixed_device(ref: TensorRef) -> int:
-    """The rank where `ref` lives; a `ProgramError` for what lives nowhere for certain."""
+def fixed_device(ref: TensorRef, index: int = -1) -> int:
+    """The rank where `ref` lives; host memory is the `index`-th member's. A `ProgramError` for what lives nowhere for certain."""
+    if ref._device is None and index >= 0:
+        return index
     if not isinstance(ref._device, int):
         raise ProgramError(f"{ref!r} of a collective lives on no certain device; use device tensors, windows, or scratch with device=…")
     return ref._device
 
 
-def check_members(refs: list[Any], what: str, chunks: bool) -> list[TensorRef]:
+def check_members(refs: list[Any], what: str, chunks: bool, world_size: int) -> list[TensorRef]:
     """The refs of a collective: one a device, of one shape and dtype; with `chunks`, their leading dimension is divisible."""
     for ref in refs:
         if not isinstance(ref, TensorRef):
@@ -50,7 +52,9 @@ def check_members(refs: list[Any], what: str, chunks: bool) -> list[TensorRef]:
     if not refs:
         raise ProgramError(f"{what} takes one or more refs, got none")
     first = refs[0]
-    ranks = [fixed_device(ref) for ref in refs]
+    ranks = [fixed_device(ref, index) for index, ref in enumerate(refs)]
+    if max(ranks) >= world_size:
+        raise ProgramError(f"{what} has {len(refs)} members, one a device, and there are {world_size} devices")
     if len(set(ranks)) != len(ranks):
         raise ProgramError(f"{what} takes refs of different devices, got devices {ranks}")
     for ref in refs:
@@ -79,7 +83,7 @@ def _gang(name: str, refs: Sequence[TensorRef], member: Callable[[int], tuple[Ca
     steps = []
     for index, ref in enumerate(refs):
         function, uses = member(index)
-        steps.append(step_of(name, function, uses, fixed_device(ref)))
+        steps.append(step_of(name, function, uses, fixed_device(ref, index)))
     return RawGang(tuple(steps), True)
 
 

@@ -9,13 +9,13 @@ A range is split where accesses overlap in part; it is forgotten when nobody use
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from typing import Protocol
 
 from msgspec import Struct
 
-from pypto_actors.values import HOST, Access
+from pypto_actors.values import HOST, Access, Fixed
 
 
 class Owner(Protocol):
@@ -23,6 +23,7 @@ class Owner(Protocol):
 
     waits: int
     claims: list[Claim] | None
+    bundle: Bundle | None
     sole: int
     stands: int
 
@@ -38,6 +39,14 @@ class Claim(Struct, eq=False, gc=False):
     open: bool = True
     lane: Lane | None = None
     group: Group | None = None
+
+
+class Bundle(Struct, eq=False, gc=False):
+    """The claims of one owner on whole spaces that nobody else claims; a space leaves it, as a claim, when somebody else comes."""
+
+    owner: Owner
+    fixed: Fixed
+    whole: bool = True
 
 
 class Group(Struct, eq=False):
@@ -221,22 +230,33 @@ def _open(claim: Claim, freed: list[Owner]) -> None:
 
 
 class Ranges:
-    """The lanes of one address space, sorted and apart from each other."""
+    """The lanes of one address space, sorted and apart from each other. A lone claim stands for itself until somebody touches its bytes."""
 
-    __slots__ = ("lanes", "starts")
+    __slots__ = ("_hazards", "lanes", "starts")
 
-    def __init__(self) -> None:
+    def __init__(self, hazards: Hazards) -> None:
         self.starts: list[int] = []
-        self.lanes: list[Lane] = []
+        self.lanes: list[Lane | Claim] = []
+        self._hazards = hazards
+
+    def put(self, claim: Claim) -> bool:
+        """Put a claim there if nobody touches its bytes."""
+        starts, lanes, start = self.starts, self.lanes, claim.start
+        index = bisect_right(starts, start)
+        if (index and lanes[index - 1].stop > start) or (index < len(starts) and starts[index] < claim.stop):
+            return False
+        starts.insert(index, start)
+        lanes.insert(index, claim)
+        return True
 
     def over(self, start: int, stop: int) -> list[Lane]:
         """The lanes that cover `[start, stop)` exactly; makes and splits what is needed."""
         starts, lanes = self.starts, self.lanes
         index = bisect_right(starts, start) - 1
         if index >= 0 and lanes[index].start == start and lanes[index].stop == stop:
-            return [lanes[index]]
+            return [self._lane(index)]
         if index >= 0 and lanes[index].start < start < lanes[index].stop:
-            self._insert(index + 1, lanes[index].split(start))
+            self._insert(index + 1, self._lane(index).split(start))
         if index < 0 or lanes[index].start < start:
             index += 1
         found: list[Lane] = []
@@ -247,18 +267,32 @@ class Ranges:
             elif lanes[index].start > at:
                 self._insert(index, Lane(at, lanes[index].start))
             elif lanes[index].stop > stop:
-                self._insert(index + 1, lanes[index].split(stop))
-            found.append(lanes[index])
-            at = lanes[index].stop
+                self._insert(index + 1, self._lane(index).split(stop))
+            lane = self._lane(index)
+            found.append(lane)
+            at = lane.stop
             index += 1
         return found
+
+    def _lane(self, index: int) -> Lane:
+        """The lane there; a lone claim gets one."""
+        lane = self.lanes[index]
+        if type(lane) is Claim:
+            lone, lane = lane, Lane(lane.start, lane.stop)
+            self.lanes[index] = lane
+            self._hazards.shared += 1
+            lane.join(lone)
+        assert type(lane) is Lane
+        return lane
 
     def _insert(self, index: int, lane: Lane) -> None:
         self.starts.insert(index, lane.start)
         self.lanes.insert(index, lane)
+        self._hazards.shared += 1
 
-    def forget(self, lane: Lane) -> None:
-        index = bisect_right(self.starts, lane.start) - 1
+    def forget(self, start: int) -> None:
+        """The lane that begins there has emptied, or its lone claim has ended."""
+        index = bisect_left(self.starts, start)
         del self.starts[index], self.lanes[index]
 
 
@@ -266,33 +300,44 @@ class Hazards:
     """The claims of everything accepted and not ended, over all address spaces."""
 
     def __init__(self) -> None:
-        # A lone claim stands for itself; ranges are made for the second one.
-        self._spaces: dict[int, Claim | Ranges] = {}
-        self.shared = 0  # spaces with ranges; where there are none, nobody stands in anybody's way
+        # of the spaces of devices: a lone claim stands for itself, ranges are made for the second one
+        self._spaces: dict[int, Claim | Bundle | Ranges] = {}
+        self._host = Ranges(self)
+        self.shared = 0  # lanes; where there are none, nobody stands in anybody's way
 
     def __len__(self) -> int:
-        return len(self._spaces)
+        """How many address spaces are claimed."""
+        return len(self._spaces) + bool(self._host.lanes)
 
-    def enter(self, owner: Owner, accesses: Iterable[Access]) -> None:
-        """Claim the bytes; adds to `owner.waits` one for each range where it must wait. In the order of acceptance."""
+    def enter(self, owner: Owner, accesses: Sequence[Access], fixed: Fixed | None = None) -> None:
+        """Claim the bytes; adds to `owner.waits` one for each range where it must wait. In the order of acceptance.
+
+        `fixed`: what the accesses begin with, to be claimed together where nobody else is there.
+        """
         claims: list[Claim] = []
         owner.claims = claims
         spaces = self._spaces
+        if fixed is not None and spaces.keys().isdisjoint(fixed.spaces):
+            owner.bundle = bundle = Bundle(owner, fixed)
+            spaces.update(dict.fromkeys(fixed.spaces, bundle))
+            accesses = accesses[len(fixed.accesses) :]
         for space, start, stop, write in accesses:
-            if space in spaces or space == HOST:
+            if space == HOST:
                 if start < stop:
-                    self._join(owner, claims, space, start, stop, write)
+                    claim = Claim(owner, space, start, stop, write)
+                    if self._host.put(claim):
+                        claims.append(claim)
+                    else:
+                        self._join(owner, claims, self._host, space, start, stop, write)
+            elif space in spaces:
+                if start < stop:
+                    self._join(owner, claims, self._ranges(space), space, start, stop, write)
             else:
                 spaces[space] = claim = Claim(owner, space, start, stop, write)
                 claims.append(claim)
 
-    def _join(self, owner: Owner, claims: list[Claim], space: int, start: int, stop: int, write: bool) -> None:
-        known = self._spaces.get(space)
-        ranges = known if type(known) is Ranges else self._ranges(space, known)
-        lanes = ranges.lanes
-        if len(lanes) != 1 or lanes[0].start != start or lanes[0].stop != stop:
-            lanes = ranges.over(start, stop)
-        for lane in lanes:
+    def _join(self, owner: Owner, claims: list[Claim], ranges: Ranges, space: int, start: int, stop: int, write: bool) -> None:
+        for lane in ranges.over(start, stop):
             mine = lane.newest
             if mine is None or mine.owner is not owner:
                 claim = Claim(owner, space, lane.start, lane.stop, write)
@@ -301,16 +346,23 @@ class Hazards:
             elif write and not mine.write:
                 lane.upgrade(mine)
 
-    def _ranges(self, space: int, lone: Claim | Ranges | None) -> Ranges:
-        """Ranges for a space that had none; the lone claim of before joins them."""
-        ranges = self._spaces[space] = Ranges()
-        self.shared += 1
-        if type(lone) is Claim:
-            if lone.start == lone.stop:  # an empty tensor: nothing to wait for
-                assert lone.owner.claims is not None
-                lone.owner.claims.remove(lone)
-            else:
-                ranges.over(lone.start, lone.stop)[0].join(lone)
+    def _ranges(self, space: int) -> Ranges:
+        """The ranges of a space that somebody claims; a lone claim gets some."""
+        known = self._spaces[space]
+        if type(known) is Ranges:
+            return known
+        ranges = self._spaces[space] = Ranges(self)
+        if type(known) is Bundle:
+            known.whole = False
+            known = Claim(known.owner, *next(access for access in known.fixed.accesses if access[0] == space))
+            assert known.owner.claims is not None
+            known.owner.claims.append(known)
+        assert type(known) is Claim
+        if known.start < known.stop:
+            ranges.over(known.start, known.stop)[0].join(known)
+        else:  # an empty tensor: nothing to wait for
+            assert known.owner.claims is not None
+            known.owner.claims.remove(known)
         return ranges
 
     def stand(self, owner: Owner, freed: list[Owner]) -> None:
@@ -324,21 +376,35 @@ class Hazards:
 
     def leave(self, owner: Owner, freed: list[Owner]) -> None:
         """`owner` has ended, or never began; appends to `freed` who waits for nothing any more."""
+        spaces = self._spaces
+        bundle = owner.bundle
+        if bundle is not None:
+            owner.bundle = None
+            if bundle.whole:
+                for space in bundle.fixed.spaces:
+                    del spaces[space]
+            else:
+                for space in bundle.fixed.spaces:
+                    if spaces.get(space) is bundle:
+                        del spaces[space]
         claims = owner.claims
         if not claims:
             return
         owner.claims = None
-        spaces = self._spaces
         for claim in claims:
             lane = claim.lane
+            space = claim.space
             if lane is None:
-                del spaces[claim.space]
+                if space == HOST:
+                    self._host.forget(claim.start)
+                else:
+                    del spaces[space]
                 continue
             lane.drop(claim, freed)
             if lane.first is None:
-                ranges = spaces[claim.space]
+                self.shared -= 1
+                ranges = self._host if space == HOST else spaces[space]
                 assert type(ranges) is Ranges
-                ranges.forget(lane)
-                if not ranges.lanes:
-                    self.shared -= 1
-                    del spaces[claim.space]
+                ranges.forget(lane.start)
+                if not ranges.lanes and space != HOST:
+                    del spaces[space]

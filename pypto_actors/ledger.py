@@ -27,7 +27,7 @@ class Ledger:
         self.arenas = [Arena(capacity) for capacity in capacities]
         self._scratch_held: dict[int, int] = {}  # device -> dispatches that hold scratch there
         self._last_scratch = 0
-        self._windows: dict[tuple[int, str, int, int], int] = {}  # persistent: (program, name, device, bytes) -> allocation
+        self._windows: dict[tuple[object, str, int, int], int] = {}  # persistent: (program, name, device, bytes) -> allocation
 
     def reserve(self, tensors: Sequence[DeviceTensor]) -> Failure | None:
         """Reserve all of them, or nothing."""
@@ -51,7 +51,7 @@ class Ledger:
         return [self._window(scratch, program) for scratch in plan.scratch if scratch.window]
 
     def _window(self, scratch: Scratch, program: object) -> int:
-        key = (id(program), scratch.window, scratch.device, scratch.nbytes)
+        key = (program, scratch.window, scratch.device, scratch.nbytes)
         number = self._windows.get(key)
         if number is None:
             self._last_scratch -= 1

@@ -111,6 +111,7 @@ class Record(Struct, eq=False, dict=False, weakref=True):
     # hazards
     waits: int = 0
     claims: Any = None
+    bundle: Any = None  # what it claims together
     sole: int = -1  # the only device that it needs, or -1
     stands: int = -1  # the single device to which it was handed, or -1
     # scheduling

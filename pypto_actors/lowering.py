@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -74,13 +74,18 @@ class _Hazards:
 
 
 class _PartBuilder:
-    """A part while it grows. `clock` maps each part to how many of its entries are done when this one's last entry begins."""
+    """A part while it grows.
+
+    `clock` maps each part to how many of its entries are done when this one's last entry begins or, where that is a meeting, when it ends.
+    `clocks` has that of each entry: a meeting brings a new dictionary, it changes none.
+    """
 
     def __init__(self, index: int, device: int, wave: _Wave) -> None:
         self.index = index
         self.device = device
         self.wave = wave
         self.clock = dict(wave.clock)
+        self.clocks: list[Mapping[int, int]] = []
         self.entries: list[RawStep | Sync] = []
         self.marks: set[int] = set()
 
@@ -90,6 +95,7 @@ class _PartBuilder:
 
     def add(self, entry: RawStep | Sync) -> Event:
         self.entries.append(entry)
+        self.clocks.append(self.clock)
         return self.index, len(self.entries)
 
 
@@ -124,11 +130,13 @@ class _Lowering:
 
     def run(self, serial: bool) -> Plan:
         hazards = _Hazards()
+        last = 0  # the first step of the item before
         for item in self.recording.steps:
             members = item.members if isinstance(item, RawGang) else (item,)
             first = len(self.placed)
             apart = range(first, first + len(members))
-            before: set[int] = {first - 1} if serial and first else set()
+            before: set[int] = set(range(last, first)) if serial else set()
+            last = first
             for number, member in zip(apart, members, strict=True):
                 if not serial:
                     before |= hazards.enter(number, member.touches, apart)
@@ -172,9 +180,10 @@ class _Lowering:
         devices = [self._device(member) for member in gang.members]
         wave = next((known for known in self.waves if known.fits(devices, events)), None) or self._wave(events)
         parts = [self._part(wave, device) for device in devices]
-        self._meet(parts)
+        if len(parts) > 1:
+            self._meet(parts)
         done = [part.add(member) for part, member in zip(parts, gang.members, strict=True)]
-        if gang.ends_together:
+        if gang.ends_together and len(parts) > 1:
             done = self._meet(parts)
         self.placed += done
 
@@ -196,13 +205,15 @@ class _Lowering:
         for index, done in events:
             latest[index] = max(done, latest.get(index, 0))
         clock = dict(latest)
-        for index in latest:
-            for other, known in self.parts[index].clock.items():
+        # what has happened when an event has: later entries of its part may know more
+        then = {index: self.parts[index].clocks[done - 1] for index, done in latest.items()}
+        for known_then in then.values():
+            for other, known in known_then.items():
                 clock[other] = max(known, clock.get(other, 0))
         awaited = frozenset(
             (index, done)
             for index, done in latest.items()
-            if not any(self.parts[other].clock.get(index, 0) >= done for other in latest if other != index)
+            if not any(then[other].get(index, 0) >= done for other in latest if other != index)
         )
         for wave in self.waves:
             if wave.awaited == awaited:
@@ -281,7 +292,13 @@ def _finish(builder: _PartBuilder, wakes: dict[Event, list[int]], meeting: int, 
         builder.wave.number,
         meeting if meets else 0,
         _direct(slots),
+        _gang(steps) if len(events) == 1 else None,
     )
+
+
+def _gang(steps: Sequence[Step]) -> Sync | None:
+    first, *others = [step.function for step in steps]
+    return first if isinstance(first, Sync) and not any(isinstance(other, Sync) for other in others) else None
 
 
 def _ready(step: Step) -> ReadyStep:

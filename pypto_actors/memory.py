@@ -47,7 +47,11 @@ class Memory:
         if host.ndim == 0 or host.shape[0] == 0:
             raise ArgumentValueError(f"a stacked tensor has one shard a leading index, got the shape {host.shape}")
         kind = _dtype(host.dtype)
-        ranks = [rank_of(device, self._world_size) for device in (range(host.shape[0]) if devices is None else devices)]
+        try:
+            chosen = range(host.shape[0]) if devices is None else list(devices)
+        except TypeError:
+            raise ArgumentTypeError(f"devices takes a sequence of ranks, one a shard, got {devices!r}") from None
+        ranks = [rank_of(device, self._world_size) for device in chosen]
         if len(ranks) != host.shape[0]:
             raise ArgumentValueError(f"a leading dimension of {host.shape[0]} needs as many devices, got {list(ranks)}")
         shards = tuple(DeviceTensor.of(rank, host.shape[1:], kind, self._tensors.number()) for rank in ranks)

@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 from msgspec import Struct
 
 from pypto_actors.plan import Plan, PlanFamily
-from pypto_actors.values import Access, DeviceTensor
+from pypto_actors.values import Access, DeviceTensor, Fixed
 
 R = TypeVar("R")
 
@@ -42,6 +42,7 @@ class Submit(Request[None], frozen=True, tag=True, eq=False, gc=False):
     stage: str | None = None
     after: tuple[int, ...] = ()
     plain: bool = False  # no deadline, nothing that it comes after
+    fixed: Fixed | None = None
 
 
 class Allocate(Request[None], frozen=True, tag=True, eq=False, gc=False):
@@ -171,6 +172,7 @@ class Dispatch(Request[None], frozen=True, tag=True, eq=False, gc=False):
     plan: Plan
     args: tuple[Any, ...]
     scratch: tuple[int, ...] = ()
+    fixed: Fixed | None = None
 
 
 class Commit(Request[None], frozen=True, tag=True, eq=False, gc=False):

@@ -48,7 +48,7 @@ class Operations:
 
     def start(self, message: Allocate | Copy | Free, record: Record) -> bool:
         """Enter the hazards; says whether the operation may go at once. What cannot be done ends here."""
-        accesses: Iterable[Access]
+        accesses: Sequence[Access]
         failure = self._lost_device(message)
         if isinstance(message, Free):
             accesses = [(tensor.allocation, 0, tensor.nbytes, True) for tensor in message.tensors]

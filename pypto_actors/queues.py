@@ -22,6 +22,32 @@ def _number(record: Record) -> int:
     return record.id
 
 
+class Key:
+    """A key that a user's policy gave. Where two cannot be compared that is noted, with whose they are, and the heap stays whole."""
+
+    __slots__ = ("_faults", "_record", "_value")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, value: Any, record: Record, faults: list[tuple[Record, Exception]]) -> None:
+        self._value = value
+        self._record = record
+        self._faults = faults
+
+    def __eq__(self, other: object) -> bool:
+        try:
+            return isinstance(other, Key) and bool(self._value == other._value)
+        except Exception as error:
+            self._faults.append((self._record, error))
+            return False
+
+    def __lt__(self, other: Key) -> bool:
+        try:
+            return bool(self._value < other._value)
+        except Exception as error:
+            self._faults.append((self._record, error))
+            return False
+
+
 class DeviceQueue:
     """Ready dispatches of one device, by stage; and what the device was handed."""
 

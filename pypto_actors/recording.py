@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,8 @@ from pypto_actors.refs import Place, ScalarRef, StackedRef, TensorRef, WindowRef
 from pypto_actors.steps import Callback, RawGang, RawScratch, RawStep, Recording, Touch
 from pypto_actors.values import Shape
 
+Form: TypeAlias = tuple[Shape, np.dtype[Any]]
+
 
 class Orchestrator:
     """What a program's function records with. Valid while the function runs.
@@ -48,8 +50,10 @@ class Orchestrator:
         callbacks: Mapping[str, Callable[..., Any]],
         persistent: bool = False,
         reset_windows: bool = True,
+        forms: Mapping[str, Form] = {},
     ) -> None:
         self.world_size = world_size
+        self.forms = dict(forms)  # of the persistent windows that the program has already
         self._persistent = persistent
         self._reset_windows = reset_windows
         self._windows: dict[str, WindowRef] = {}
@@ -168,6 +172,11 @@ class Orchestrator:
         known = self._windows.get(name)
         if known is not None and (known.shape != form or known.dtype != kind):
             raise ProgramError(f"window {name!r} has shape {known.shape} and dtype {known.dtype}; it cannot be {form} {kind} as well")
+        if self._persistent and self.forms.setdefault(name, (form, kind)) != (form, kind):
+            raise ProgramError(
+                f"window {name!r} has shape {self.forms[name][0]} and dtype {self.forms[name][1]} since another recording of program "
+                f"{self._program.name!r}, and is persistent; it cannot be {form} {kind} as well: give it another name"
+            )
         window = self._windows.setdefault(name, WindowRef(name, form, kind))
         for rank in ranks:
             if rank not in window.refs:
@@ -188,13 +197,18 @@ class Orchestrator:
         """Reduce over `refs`; gives chunk `i` of the leading dimension of the result on the device of `refs[i]`, as new scratch."""
         members = self._members(refs, "reduce_scatter", chunks=True, written=False)
         shape = (members[0].shape[0] // len(members), *members[0].shape[1:])
-        results = [self._scratch_ref(f"chunk of {ref._name}", shape, ref.dtype, fixed_device(ref)) for ref in members]
+        devices = [fixed_device(ref, index) for index, ref in enumerate(members)]
+        results = [
+            self._scratch_ref(f"chunk of {ref._name}", shape, ref.dtype, device) for ref, device in zip(members, devices, strict=True)
+        ]
         self._collective(reduce_scatter(members, results, op))
         return results
 
     def broadcast(self, refs: Iterable[TensorRef], root: int = 0) -> None:
         """All of `refs` take the values of `refs[root]`, in place."""
         members = self._members(refs, "broadcast")
+        if isinstance(root, ScalarRef):
+            root._used()
         if isinstance(root, bool) or not isinstance(root, (int, np.integer)) or not 0 <= root < len(members):
             raise ProgramError(f"the root of broadcast is the index of a ref, 0 … {len(members) - 1}, got {root!r}")
         self._collective(broadcast(members, int(root)))
@@ -211,13 +225,15 @@ class Orchestrator:
         """Later steps on `devices` (default: all) wait for all earlier ones on them."""
         self._check_open()
         ranks = sorted({self._rank(device, "barrier") for device in (range(self.world_size) if devices is None else devices)})
+        if not ranks:
+            return
         self._steps.append(barrier(ranks))
 
     # ------------------------------------------------------------------------------------------ arguments
 
     def _members(self, refs: Iterable[TensorRef], what: str, chunks: bool = False, written: bool = True) -> list[TensorRef]:
         self._check_open()
-        members = check_members(list(refs), what, chunks)
+        members = check_members(list(refs), what, chunks, self.world_size)
         for ref in members:
             self._check_ref(ref, f"a ref of {what}")
             if written:

@@ -8,6 +8,7 @@ from typing import Any, overload
 
 from pypto_actors.errors import UnknownProgramError
 from pypto_actors.program import Program
+from pypto_actors.recording import Form
 from pypto_actors.signature import Signed, sign, signature_key
 
 MOST_CALLS = 1024  # checked calls that are remembered of each program
@@ -49,7 +50,7 @@ class Entry:
         self.has_static = program.has_static
         self._world_size = world_size
         self._callbacks = callbacks
-        self._windows = (persistent, reset_windows)
+        self._windows = (persistent, reset_windows, dict[str, Form]())
         self.signed: OrderedDict[tuple[Any, ...], Signed] = OrderedDict()
 
     def sign(self, args: Sequence[Any]) -> Signed:

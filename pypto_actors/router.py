@@ -14,8 +14,9 @@ from pypto_actors.ledger import Ledger
 from pypto_actors.lifecycle import Failure, Record, RunEvent, RunState
 from pypto_actors.messages import Call, Commit, Dispatch, ToDevice
 from pypto_actors.operations import Operations
+from pypto_actors.plan import Plan
 from pypto_actors.policy import OWN_POLICIES, Arrival, Policy
-from pypto_actors.queues import DOWN, MOST_OVERTAKEN, DeviceQueue, item_of
+from pypto_actors.queues import DOWN, MOST_OVERTAKEN, DeviceQueue, Key, item_of
 from pypto_actors.statistics import Counts
 
 ALL = 1 << 62  # every number of acceptance is below
@@ -78,6 +79,8 @@ class Router:
         self._now = 0.0
         self._parked: dict[int, Record] = {}  # waits for scratch, or for a device that is down
         self._down: set[int] = set()
+        self.lost: set[int] = set()  # of those that are down: they do not come again
+        self._faults: list[tuple[Record, Exception]] = []  # keys that the user's policy gave and that cannot be compared
         self._held: list[Record] = []  # accepted after a pause
 
     @property
@@ -113,7 +116,13 @@ class Router:
     def least_loaded(self) -> int:
         """The device with the least accepted work; the lowest rank of equals."""
         queues = self.queues
-        return min(range(len(queues)), key=lambda rank: queues[rank].work) if len(queues) > 1 else 0
+        if len(queues) == 1:
+            return 0
+        ranks: Sequence[int] = range(len(queues))
+        if self._down:  # nobody asks for a device that is lost, nor for one that is starting again where another is up
+            up = [rank for rank in ranks if rank not in self._down]
+            ranks = up or [rank for rank in ranks if rank not in self.lost] or ranks
+        return min(ranks, key=lambda rank: queues[rank].work)
 
     def ask_key(self, record: Record) -> Failure | None:
         """Ask the policy where `record` stands among those of its stage."""
@@ -123,7 +132,7 @@ class Router:
             return None
         self.asking = True
         try:
-            record.key = self.policy.key(item_of(record))
+            record.key = Key(self.policy.key(item_of(record)), record, self._faults)
         except Exception as error:
             return policy_failed(record, self.policy, "key", error)
         finally:
@@ -135,8 +144,10 @@ class Router:
     def goes_alone(self, record: Record) -> bool:
         """Hand it over at once if nobody else is ready on its only device and nothing else can stand in its way, as is most common."""
         plan, message = record.plan, record.message
-        if plan is None or not plan.simple or not message.plain or record.id > self.open_until or record.state is not QUEUED:
+        if plan is None or not message.plain or record.id > self.open_until or record.state is not QUEUED:
             return False
+        if not plan.simple:
+            return self._go_together(record, plan)
         sole = plan.sole
         queue = self.queues[sole]
         if queue.order or queue.outstanding >= self._slots_alone:
@@ -152,7 +163,26 @@ class Router:
             self._hazards.stand(record, self.fresh)
         else:
             record.stands = sole
-        self._port.send(sole, Dispatch(record.id, 0, plan, message.args))
+        self._port.send(sole, Dispatch(record.id, 0, plan, message.args, (), message.fixed))
+        return True
+
+    def _go_together(self, record: Record, plan: Plan) -> bool:
+        """The same for a dispatch of several parts: nobody else is ready on any of its devices."""
+        queues = self.queues
+        if plan.scratch or plan.sole >= 0 or not plan.devices:
+            return False
+        for device in plan.devices:
+            queue = queues[device]
+            if queue.order or queue.outstanding >= self._slots_alone:
+                return False
+        record.state = RUNNING
+        self._counts.handed_over += 1
+        self._port.left()
+        stage = record.message.stage
+        if stage is not None:
+            for device in plan.devices:
+                queues[device].count(stage)
+        self._begin(record, plan)
         return True
 
     def _are_alike(self, fresh: Sequence[Record]) -> bool:
@@ -192,6 +222,15 @@ class Router:
         for device in record.plan.devices:
             self.queues[device].push(record)
             self.dirty[device] = None
+        if self._faults:
+            self._fail_incomparable()
+
+    def _fail_incomparable(self) -> None:
+        """End those whose keys could not be compared with others."""
+        while self._faults:
+            record, error = self._faults.pop()
+            if record.state is QUEUED:
+                self._end(record, FAIL, policy_failed(record, self.policy, "key", error))
 
     def _fill(self, queue: DeviceQueue) -> None:
         while queue.outstanding < self.slots and queue.order:
@@ -204,6 +243,9 @@ class Router:
                 self._end(oldest, FAIL, policy_failed(oldest, self.policy, "choose", error))
                 continue
             self.asking = False
+            if self._faults:
+                self._fail_incomparable()
+                continue
             if record is None or record.id > self.open_until:
                 return
             assert record.plan is not None
@@ -276,8 +318,12 @@ class Router:
         if plan.sole >= 0:
             self.queues[plan.sole].outstanding += 1
             self._hazards.stand(record, self.fresh)
-            self._port.send(plan.sole, Dispatch(record.id, 0, plan, message.args, record.scratch))
+            self._port.send(plan.sole, Dispatch(record.id, 0, plan, message.args, record.scratch, message.fixed))
             return
+        self._begin(record, plan)
+
+    def _begin(self, record: Record, plan: Plan) -> None:
+        """Send the parts that await nothing of a dispatch that has several."""
         record.returned = [None] * plan.returns
         record.pending = [part.needs for part in plan.parts]
         record.unsent = len(plan.parts)

@@ -13,8 +13,9 @@ from pypto_actors.lowering import family_of
 from pypto_actors.parameters import ArraySpec, Dimension, Parameter, scalar_of
 from pypto_actors.plan import PlanFamily, Source
 from pypto_actors.program import Program
-from pypto_actors.recording import Orchestrator, record
+from pypto_actors.recording import Form, Orchestrator, record
 from pypto_actors.refs import ScalarRef, StackedRef, TensorRef
+from pypto_actors.steps import steps_of
 from pypto_actors.values import DeviceTensor, Shape, StackedDeviceTensor
 
 
@@ -70,6 +71,7 @@ def sign(
     callbacks: Mapping[str, Callable[..., Any]],
     persistent: bool = False,
     reset_windows: bool = True,
+    forms: dict[str, Form] | None = None,
 ) -> Signed:
     """Check every argument and record the program for them. Raises what is wrong, with what came and what was expected."""
     params = program.params
@@ -93,7 +95,7 @@ def sign(
     placed = {position: arg.device for position, arg in zip(positions, args, strict=True) if isinstance(arg, DeviceTensor)}
     stacked = {position: arg for position, arg in zip(positions, args, strict=True) if isinstance(arg, StackedDeviceTensor)}
     values = dict(zip(positions, args, strict=True))
-    orchestrator = Orchestrator(program, world_size, callbacks, persistent, reset_windows)
+    orchestrator = Orchestrator(program, world_size, callbacks, persistent, reset_windows, forms or {})
     refs: list[Any] = []
     shards = len(params)
     for position, parameter in enumerate(params):
@@ -110,7 +112,12 @@ def sign(
         else:
             assert parameter.scalar is not None
             refs.append(ScalarRef(orchestrator, parameter.name, parameter.scalar, position))
-    plans = family_of(record(program, refs, world_size, orchestrator))
+    recording = record(program, refs, world_size, orchestrator)
+    plans = family_of(recording)
+    if forms is not None:
+        forms.update(orchestrator.forms)
+    # where some steps have a device of their own and others begin anywhere, one rank may make one part of them and another several
+    mixed = plans.floating and world_size > 1 and any(isinstance(step.place, int) for step in steps_of(recording))
     whole = None if stacked else _whole(plans, outputs, params)
     return Signed(
         plans=plans,
@@ -121,9 +128,9 @@ def sign(
         writable=tuple(p for p in positions if params[p].writes and p not in placed and p not in stacked),
         scalars=tuple((p, kind) for p in positions if (kind := params[p].scalar) is not None),
         outputs=tuple(outputs),
-        multiple=len(plans.at(0).parts) > 1,
+        multiple=mixed or len(plans.at(0).parts) > 1,
         whole=whole,
-        resident=len(placed) == len(params) and not stacked,
+        resident=all(p in placed or p in stacked for p in range(len(params))),
         given=positions,
     )
 

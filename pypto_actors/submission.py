@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
+from pypto_actors.addresses import address_of
 from pypto_actors.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -31,7 +32,7 @@ from pypto_actors.registry import Entry
 from pypto_actors.signature import Signed, sign_one
 from pypto_actors.system import System
 from pypto_actors.tensors import Tensors
-from pypto_actors.values import HOST, Access, DeviceTensor
+from pypto_actors.values import HOST, Access, DeviceTensor, Fixed
 from pypto_actors.waiter import Waiter
 
 Array = np.ndarray[Any, Any]
@@ -55,6 +56,7 @@ class Prepared(Struct, eq=False):
     stage: str | None
     plans: PlanFamily
     rank: int
+    fixed: Fixed | None = None
 
 
 class Options(Struct, frozen=True, eq=False):
@@ -83,7 +85,7 @@ def host_accesses(array: Array, write: bool) -> list[Access]:
     starts = [0]
     for size, stride in zip(array.shape[:depth], array.strides[:depth], strict=True):
         starts = [start + index * stride for start in starts for index in range(size)]
-    address: int = array.__array_interface__["data"][0]
+    address = address_of(array)
     return [(HOST, address + start, address + start + run, write) for start in sorted(set(starts))]
 
 
@@ -96,7 +98,7 @@ def accesses_of(value: Any, write: bool) -> Sequence[Access]:
 
 def host_access(array: Array, write: bool) -> Access:
     """The bytes of a host array, from its lowest to its highest."""
-    address: int = array.__array_interface__["data"][0]
+    address = address_of(array)
     if array.flags.c_contiguous:
         return (HOST, address, address + array.nbytes, write)
     if array.size == 0:
@@ -159,21 +161,29 @@ def _prepare(entry: Entry, signed: Signed, given: Sequence[Any], tensors: Tensor
             args[position] = scalar_of(args[position], kind)
     whole = signed.whole
     if whole is not None:
-        accesses: list[Access] = []
-        for position, write in whole:
-            accesses += accesses_of(args[position], write)
+        if signed.multiple:
+            parts = [(position, list(accesses_of(args[position], write))) for position, write in whole]
+            accesses = [access for _, some in parts for access in some]
+            serial = _alias(parts, args)
+        else:
+            accesses = []
+            for position, write in whole:
+                accesses += accesses_of(args[position], write)
+            serial = False
     else:
-        accesses = _partial(signed, args)
-    serial = signed.multiple and _alias(accesses)
+        parts = _partial(signed, args)
+        accesses = [access for _, some in parts for access in some]
+        serial = signed.multiple and _alias(parts, args)
     program = entry.program
     return Prepared(
         entry, signed, tuple(args), tuple(accesses), outputs, serial, program, entry.shown, program.stage, signed.plans, signed.rank
     )
 
 
-def _partial(signed: Signed, args: Sequence[Any]) -> list[Access]:
+def _partial(signed: Signed, args: Sequence[Any]) -> list[tuple[int, list[Access]]]:
+    """What is touched, with the position of its argument."""
     fresh = {position for position, _, _ in signed.outputs}
-    accesses: list[Access] = []
+    accesses: list[tuple[int, list[Access]]] = []
     touched: set[int] = set()
     for footprint in signed.plans.footprints:
         position = footprint.argument
@@ -183,29 +193,44 @@ def _partial(signed: Signed, args: Sequence[Any]) -> list[Access]:
         arg = args[position]
         if type(arg) is DeviceTensor:
             offset = arg.offset
-            accesses.append((arg.allocation, offset + footprint.start, offset + footprint.stop, footprint.write))
+            accesses.append((position, [(arg.allocation, offset + footprint.start, offset + footprint.stop, footprint.write)]))
         else:
             for start, stop, squeeze in footprint.path:
                 arg = arg[start, ...] if squeeze else arg[start:stop]
-            accesses += host_accesses(arg, footprint.write)
+            accesses.append((position, host_accesses(arg, footprint.write)))
     for position, arg in enumerate(args):
         if position not in touched and position not in fresh:
             if type(arg) is DeviceTensor:
-                accesses.append(arg.reads)
+                accesses.append((position, [arg.reads]))
             elif isinstance(arg, np.ndarray):
-                accesses += host_accesses(arg, False)
+                accesses.append((position, host_accesses(arg, False)))
     return accesses
 
 
-def _alias(accesses: Sequence[Access]) -> bool:
-    """Do two arguments share bytes, one of them written?"""
-    ordered = sorted(accesses)
-    for index, (space, _, stop, write) in enumerate(ordered):
+def _alias(parts: Sequence[tuple[int, Sequence[Access]]], args: Sequence[Any]) -> bool:
+    """Do two arguments share bytes, one of them written? Or does one that is written share bytes with itself?"""
+    ordered = sorted((*access, position) for position, accesses in parts for access in accesses)
+    for index, (space, _, stop, write, position) in enumerate(ordered):
         for other in ordered[index + 1 :]:
             if other[0] != space or other[1] >= stop:
                 break
-            if write or other[3]:
+            if other[4] != position and (write or other[3]):
                 return True
+    return any(
+        isinstance(args[position], np.ndarray) and _overlaps_itself(args[position])
+        for position in {position for position, accesses in parts if any(write for _, _, _, write in accesses)}
+    )
+
+
+def _overlaps_itself(array: Array) -> bool:
+    """May two elements of the array have bytes in common?"""
+    if array.flags.c_contiguous or array.size == 0:
+        return False
+    extent = array.itemsize
+    for stride, size in sorted((abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True) if size > 1):
+        if stride < extent:
+            return True
+        extent = stride * (size - 1) + extent
     return False
 
 
@@ -270,7 +295,7 @@ def accept(
     if options is PLAIN:
         after: tuple[DistributedRunHandle, ...] = ()
         message = Submit(
-            run, call.program, call.plans, call.args, call.accesses, now, call.rank, call.serial, 0, None, call.stage, (), True
+            run, call.program, call.plans, call.args, call.accesses, now, call.rank, call.serial, 0, None, call.stage, (), True, call.fixed
         )
     else:
         after = options.after
@@ -287,6 +312,8 @@ def accept(
             options.deadline,
             call.stage,
             tuple([handle.id for handle in after]),
+            False,
+            call.fixed,
         )
     handle = DistributedRunHandle(run, call.shown, message, after, call.outputs, now, system, worker)
     if waiter is not None:

@@ -140,7 +140,7 @@ class System:
             self.coordinator.completed(answer)
         except Exception as error:
             self._crash(error)
-        if router.fresh or router.dirty or self.mail:
+        if router.fresh or router.dirty or self.mail or self._busy or self._calls or self._later:
             self.turn()
         elif self.wakeups:
             self._wake()

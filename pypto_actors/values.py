@@ -82,6 +82,22 @@ class DeviceTensor(Struct, frozen=True, cache_hash=True, gc=False):
         return f"<DeviceTensor {kind}#{self.allocation} {shape} {self.dtype} on device {self.device}>"
 
 
+class Fixed(Struct, frozen=True, eq=False, gc=False):
+    """What the calls of a bound program have in common: device tensors, each with memory of its own that no other argument uses.
+
+    They are claimed and looked up together, so that many cost little more than one.
+
+    Attributes:
+        accesses: what is touched of them; they stand first among the accesses of a call.
+        spaces: the allocations.
+        rest: the positions of all other arguments.
+    """
+
+    accesses: tuple[Access, ...]
+    spaces: tuple[int, ...]
+    rest: frozenset[int]
+
+
 class StackedDeviceTensor(Struct, frozen=True, cache_hash=True, gc=False):
     """Shards of one array along its leading dimension, shard `i` on `devices[i]`; `x[i]` is the shard.
 

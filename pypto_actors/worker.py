@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
@@ -29,7 +31,7 @@ from pypto_actors.policy import PhaseFair, Policy
 from pypto_actors.registration import RegistrationHandle
 from pypto_actors.registry import Entry, Registry
 from pypto_actors.statistics import Statistics
-from pypto_actors.submission import PLAIN, Options, Prepared, Waiting, accept, options_of, prepare, queue_full
+from pypto_actors.submission import PLAIN, Options, Prepared, Waiting, accept, options_of, prepare, queue_full, rank_of
 from pypto_actors.supervision import Supervisor
 from pypto_actors.system import System
 from pypto_actors.tensors import Tensors
@@ -119,6 +121,7 @@ class DistributedWorker:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.check_thread("leaving the worker")
+        refuse_inside_callback(self, "leaving the worker")
         assert self._supervisor is not None
         await self._supervisor.leave("drain" if kind is None else "abort")
 
@@ -131,6 +134,8 @@ class DistributedWorker:
         """
         if mode not in ("drain", "abort"):
             raise ValueError(f"mode must be 'drain' or 'abort', got {mode!r}")
+        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0):
+            raise ValueError(f"timeout is a number of seconds from 0, or None, got {timeout!r}")
         if self._supervisor is None:
             return
         self.check_thread("aclose")
@@ -208,8 +213,14 @@ class DistributedWorker:
         deadline: float | None = None,
         after: Iterable[DistributedRunHandle] = (),
     ) -> DistributedRunHandle:
-        """The same, or `QueueFullError`; never suspends. Also for host callbacks."""
-        system = self.open_system()
+        """The same, or `QueueFullError`; never suspends. Also for host callbacks, on the loop and in threads."""
+        try:
+            system = self.open_system()
+        except RuntimeError:
+            if self.in_callback_thread():
+                work = partial(self.submit_nowait, program, *args, device=device, priority=priority, deadline=deadline, after=after)
+                return self.on_loop(work)
+            raise
         if device is None and priority == 0 and deadline is None and after == ():
             options = PLAIN
         else:
@@ -410,7 +421,7 @@ class DistributedWorker:
 
     def committed_device_memory(self, device: int = 0) -> int:
         """Bytes in use on a device; also after the end."""
-        return self.statistics().devices[device].memory_used
+        return self.statistics().devices[rank_of(device, self.config.world_size)].memory_used
 
     # ------------------------------------------------------------------------------------------ checks
 
@@ -420,6 +431,25 @@ class DistributedWorker:
             raise RuntimeError(
                 f"{what} from another thread than the worker's loop; use anyio.from_thread.run(…) (or run_sync) in a worker thread"
             )
+
+    def in_callback_thread(self) -> bool:
+        """Is this the thread of one of the worker's own callbacks, at work?"""
+        inside = INSIDE.get()
+        return get_ident() != self._thread and inside is not None and inside.worker is self and inside.active
+
+    def on_loop(self, work: Callable[[], DistributedRunHandle]) -> DistributedRunHandle:
+        """Have a call made on the loop, which does not wait for the callback thread that asks for it."""
+        assert self._system is not None
+        answer: Future[DistributedRunHandle] = Future()
+
+        def make() -> None:
+            try:
+                answer.set_result(work())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        self._system.loop.call_soon_threadsafe(make)
+        return answer.result()
 
     def _is_open(self) -> bool:
         return self._supervisor is not None and self._supervisor.open

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "pypto_actors"
 # From the ground up. Modules of one floor do not import each other; `room/*` is a sub-package, whose modules may, in no cycle.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("config", "values"),
+    ("config", "values", "addresses"),
     ("plan", "parameters", "sources"),
     ("messages", "collectives", "program", "constants"),
     ("arena", "hazards", "policy", "refs"),

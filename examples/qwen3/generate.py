@@ -19,7 +19,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -33,6 +33,7 @@ from examples.qwen3.parallel import Model, open_models
 from examples.qwen3.sampling import Sampler
 from examples.qwen3.text import TextStream, Tokenizer
 from examples.qwen3.weights import Array
+from pypto_actors import tracing
 
 try:
     import threadpoolctl
@@ -110,7 +111,7 @@ async def tokens(model: Model, ids: list[int], count: int, sampler: Sampler, sta
         stats.decode_tokens += 1
 
 
-async def generate(options: Options, output: Output, stats: Stats, chosen: list[Chosen]) -> None:
+async def generate(options: Options, output: Output, stats: Stats, chosen: list[Chosen], trace: tracing.Recorder | None = None) -> None:
     """Load the model and write what it generates to `output`. Fills `stats` and `chosen`, one for each sequence, as it goes."""
     config = read_config(options.model)
     ids, tokenizer = read_prompt(options, config)
@@ -133,7 +134,7 @@ async def generate(options: Options, output: Output, stats: Stats, chosen: list[
         pages.end(number)
         stats.add(mine)
 
-    async with open_models(options, config, len(ids) + count, lambda n: checkpoint.parts(n, Progress(str(options.model)))) as models:
+    async with open_models(options, config, len(ids) + count, lambda n: checkpoint.parts(n, Progress(str(options.model))), trace) as models:
         stats.load_seconds = time.perf_counter() - start
         chosen += [Chosen() for _ in models]
         pages = Pages(output, len(models))
@@ -163,6 +164,23 @@ def save(options: Options, chosen: Sequence[Chosen]) -> None:
         raise OptionError(f"--save-logits {options.save_logits}: {error.strerror}; name a file that fits") from None
 
 
+@contextlib.contextmanager
+def traced(options: Options) -> Iterator[tracing.Recorder | None]:
+    """Records for `--trace` and `--plot`; None where neither is asked for. Raises `OptionError` where they cannot be written."""
+    if options.trace is None and options.plot is None:
+        yield None
+        return
+    try:
+        tracing.check(options.trace, options.plot)
+    except (tracing.TraceFileError, ImportError) as error:
+        raise OptionError(str(error)) from None
+    try:
+        with tracing.record(options.trace, plot=options.plot, name="qwen3") as recorder:
+            yield recorder
+    except tracing.TraceFileError as error:
+        raise OptionError(str(error)) from None
+
+
 def one_blas_thread() -> contextlib.AbstractContextManager[object]:
     """One BLAS thread for each simulated device: more would fight over the cores with whatever else runs here."""
     return threadpoolctl.threadpool_limits(1) if threadpoolctl else contextlib.nullcontext()
@@ -175,8 +193,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = 0
     try:
         options = parse(argv)
-        with one_blas_thread(), contextlib.suppress(OutputClosedError):
-            asyncio.run(generate(options, Output(), stats, chosen))
+        with one_blas_thread(), contextlib.suppress(OutputClosedError), traced(options) as trace:
+            asyncio.run(generate(options, Output(), stats, chosen, trace))
         save(options, chosen)
         if options.stats:
             say(json.dumps(asdict(stats)))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from examples.qwen3.errors import OptionError, PromptError
+from pypto_actors import tracing
 
 BUNDLED = Path(__file__).parent / "models" / "tiny-shakespeare"
 BACKENDS = ("inline", "thread", "process", "ray")
@@ -32,6 +33,8 @@ class Options:
     devices: int
     parallel: str
     save_logits: Path | None
+    trace: Path | None
+    plot: Path | None
     stats: bool
 
 
@@ -65,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         help="data: a sequence on each device, drawn with seeds N, N+1, …; tensor: one sequence over all devices (default: data)",
     )
     parser.add_argument("--save-logits", metavar="FILE.npz", type=Path, help="write arrays tokens (n,) and logits (n, vocab)")
+    tracing.add_options(parser)
     parser.add_argument("--stats", action="store_true", help="end standard error with one line of JSON")
     return parser
 
@@ -100,7 +104,7 @@ def parse_ids(text: str) -> list[int]:
     return ids
 
 
-def check_target(path: Path) -> None:
+def check_target(option: str, path: Path) -> None:
     """Raise `OptionError` unless `path` can be written; leaves no file where there was none."""
     try:
         existed = path.exists()
@@ -108,9 +112,7 @@ def check_target(path: Path) -> None:
         if not existed:
             path.unlink()
     except OSError as error:
-        raise OptionError(
-            f"--save-logits {path}: cannot be written ({error.strerror}); name a file in a directory you may write to"
-        ) from None
+        raise OptionError(f"{option} {path}: cannot be written ({error.strerror}); name a file in a directory you may write to") from None
 
 
 def parse(argv: Sequence[str] | None) -> Options:
@@ -139,8 +141,11 @@ def parse(argv: Sequence[str] | None) -> Options:
         devices=_integer("--devices", given.devices, 1),
         parallel=given.parallel,
         save_logits=given.save_logits,
+        trace=given.trace,
+        plot=given.plot,
         stats=given.stats,
     )
-    if options.save_logits is not None:
-        check_target(options.save_logits)
+    for option, path in (("--save-logits", options.save_logits), ("--trace", options.trace), ("--plot", options.plot)):
+        if path is not None:
+            check_target(option, path)
     return options

@@ -19,6 +19,7 @@ from examples.qwen3.parallel_shards import shards_of
 from examples.qwen3.programs import Programs, make_programs
 from examples.qwen3.runner import Qwen3
 from examples.qwen3.weights import Array, Part
+from pypto_actors import tracing
 
 
 class Model(Protocol):
@@ -38,26 +39,30 @@ Parts = Callable[[int], Iterable[Part]]  # all parts of the model, with a rotary
 
 
 @contextlib.asynccontextmanager
-async def open_models(options: Options, config: Config, positions: int, parts: Parts) -> AsyncIterator[Sequence[Model]]:
+async def open_models(
+    options: Options, config: Config, positions: int, parts: Parts, trace: tracing.Recorder | None = None
+) -> AsyncIterator[Sequence[Model]]:
     """A worker, and on it the models that `--devices` and `--parallel` ask for. Raises `OptionError` where that cannot be."""
     devices = options.devices
     if devices > 1 and options.parallel == "tensor":
         sharded = make_sharded_programs(config, positions, devices)
-        worker = open_worker(sharded.both, options.backend, devices)
+        worker = open_worker(sharded.both, options.backend, devices, trace)
         async with worker as entered, TensorParallel(entered, sharded, parts(positions)) as model:
             yield [model]
     else:
         programs = make_programs(config, positions)
-        worker = open_worker(programs.both, options.backend, devices)
+        worker = open_worker(programs.both, options.backend, devices, trace)
         async with worker as entered, replicas(entered, programs, lambda: parts(positions), devices) as models:
             yield models
 
 
 @contextlib.asynccontextmanager
-async def open_worker(programs: Sequence[pa.Program], backend: str, devices: int) -> AsyncIterator[pa.DistributedWorker]:
+async def open_worker(
+    programs: Sequence[pa.Program], backend: str, devices: int, trace: tracing.Recorder | None = None
+) -> AsyncIterator[pa.DistributedWorker]:
     """A worker of so many devices. Raises `OptionError` where this installation lacks the backend."""
     try:
-        worker = pa.DistributedWorker(programs, backend=backend, config=pa.DistributedConfig(range(devices)))
+        worker = pa.DistributedWorker(programs, backend=backend, config=pa.DistributedConfig(range(devices)), trace=trace)
     except (ImportError, ValueError) as error:
         raise OptionError(f"--backend {backend}: {' '.join(str(error).split())}; use --backend thread") from None
     async with worker:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pypto_actors.backends.inline import InlineBackend
 from pypto_actors.backends.process import ProcessBackend
+from pypto_actors.backends.ray import RayBackend
 from pypto_actors.backends.thread import ThreadBackend
 from pypto_actors.executor import Backend
 
-BACKENDS: dict[str, type[Backend]] = {"inline": InlineBackend, "thread": ThreadBackend, "process": ProcessBackend}
+BACKENDS: dict[str, type[Backend]] = {"inline": InlineBackend, "thread": ThreadBackend, "process": ProcessBackend, "ray": RayBackend}
 
 
 def backend_of(backend: object) -> Backend:
@@ -21,4 +22,4 @@ def backend_of(backend: object) -> Backend:
     return backend  # type: ignore[return-value]
 
 
-__all__ = ["BACKENDS", "Backend", "InlineBackend", "ProcessBackend", "ThreadBackend", "backend_of"]
+__all__ = ["BACKENDS", "Backend", "InlineBackend", "ProcessBackend", "RayBackend", "ThreadBackend", "backend_of"]

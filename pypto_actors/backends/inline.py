@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Generator, Sequence
+from typing import Any
 
 from pypto_actors.backends.local import Clock, LocalExecutor, execute, failed, stepping
 from pypto_actors.backends.memory import Interconnect
 from pypto_actors.backends.rendezvous import Deserted
 from pypto_actors.executor import Answer, Desk, Executor, clock_of
 from pypto_actors.messages import Dispatch, Failed, Piece
-from pypto_actors.plan import Sync
+from pypto_actors.plan import Part, Sync
 
 
 class InlineExecutor(LocalExecutor):
@@ -21,7 +22,8 @@ class InlineExecutor(LocalExecutor):
 
     def __init__(self, rank: int, interconnect: Interconnect, desk: Desk, clock: Clock) -> None:
         super().__init__(rank, interconnect, desk, clock)
-        self._kept: tuple[Dispatch, Generator[Sync, None, Answer]] | None = None  # the part that waits for others
+        # the part that waits for others, and how it goes on: its steps, or the values for all that comes after its only meeting
+        self._kept: tuple[Dispatch, Generator[Sync, None, Answer] | list[Any]] | None = None
         self._waiting: deque[Dispatch] | None = None  # behind it
 
     def dispatch(self, message: Dispatch) -> None:
@@ -32,9 +34,12 @@ class InlineExecutor(LocalExecutor):
             return
         part = message.plan.parts[message.part]
         try:
-            values = (self._views or self.views).values(part, message.args, message.scratch, message.plan)
+            values = (self._views or self.views).values(part, message.args, message.scratch, message.plan, message.fixed)
         except Exception as error:
             self.unable(message, error)
+            return
+        if part.gang is not None:
+            self._join(message, part, values, part.gang)
             return
         if part.meeting or len(part.events) > 1:
             self._go_on(message, stepping(message, part, values, self._rank, self._clock, self._post))
@@ -49,6 +54,24 @@ class InlineExecutor(LocalExecutor):
         self._post(answer)
         if type(answer) is Failed and isinstance(answer.error, KeyboardInterrupt):
             raise answer.error  # the user's, who must be heard; the dispatch has its outcome already
+
+    def _join(self, message: Dispatch, part: Part, values: list[Any], sync: Sync) -> None:
+        """A member of a gang: wait until all have come, then run."""
+        try:
+            if self._interconnect.rendezvous.come((message.run, part.wave), sync.number, sync.members, self._resume):
+                self._run_member(message, values)
+            else:
+                self._kept = (message, values)
+        except Deserted as error:
+            self._desert(message, error)
+
+    def _run_member(self, message: Dispatch, values: list[Any]) -> None:
+        answer = execute(message, message.plan.parts[message.part], values, self._rank, self._clock, 1)
+        self._answer(self.over(message, answer))
+
+    def _desert(self, message: Dispatch, error: Deserted) -> None:
+        now = self._clock()
+        self._answer(self.over(message, Failed(message.run, message.part, self._rank, 0, error, now, now, True)))
 
     def _go_on(self, message: Dispatch, steps: Generator[Sync, None, Answer]) -> None:
         """Run a part until it ends, or has to wait."""
@@ -80,7 +103,12 @@ class InlineExecutor(LocalExecutor):
             return
         message, steps = self._kept
         self._kept = None
-        if met:
+        if isinstance(steps, list):
+            if met:
+                self._run_member(message, steps)
+            else:
+                self._desert(message, Deserted())
+        elif met:
             self._go_on(message, steps)
         else:
             try:

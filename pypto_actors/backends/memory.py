@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from pypto_actors.backends.rendezvous import Rendezvous
 from pypto_actors.errors import InternalError
 from pypto_actors.executor import read_only
 from pypto_actors.plan import Part, Path, Plan, Slot, Source
-from pypto_actors.values import DeviceTensor
+from pypto_actors.values import DeviceTensor, Fixed
 
 Array = np.ndarray[Any, Any]
 MOST_VIEWS = 4096  # kept of one device; enough for a KV cache's pages
+MOST_FIXED = 256  # bound programs whose views are kept
 
 
 class Interconnect:
@@ -60,6 +62,14 @@ class Interconnect:
         return buffer[tensor.offset : tensor.offset + tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
 
 
+class Known(Struct, eq=False):
+    """The values of the slots of a part whose arguments are fixed; `rest`: the others, as (slot, argument, is it written)."""
+
+    part: Part
+    values: list[Any]
+    rest: tuple[tuple[int, int, bool], ...]
+
+
 class Views:
     """The views of one device's kernels, kept for the tensors that come again and again."""
 
@@ -69,12 +79,14 @@ class Views:
         self._last_args: Sequence[Any] | None = None
         self._last_part: Part | None = None
         self._last_values: list[Any] = []
+        self._fixed: dict[Fixed, Known] = {}
         self._read: dict[DeviceTensor, Array] = {}
         self._write: dict[DeviceTensor, Array] = {}
 
     def forget(self, allocations: Sequence[int]) -> None:
         gone = set(allocations)
         self._last_args, self._last_values = None, []
+        self._fixed.clear()
         for kept in (self._read, self._write):
             for tensor in [tensor for tensor in kept if tensor.allocation in gone]:
                 del kept[tensor]
@@ -92,11 +104,20 @@ class Views:
                 kept[tensor] = view
         return view
 
-    def values(self, part: Part, args: Sequence[Any], scratch: Sequence[int], plan: Plan) -> list[Any]:
+    def values(self, part: Part, args: Sequence[Any], scratch: Sequence[int], plan: Plan, fixed: Fixed | None = None) -> list[Any]:
         """The values of a part's slots: arrays that are read-only where they are not written, and scalars."""
         if args is self._last_args and part is self._last_part:  # a bound call comes again and again
             return self._last_values
         direct = part.direct
+        if fixed is not None and direct is not None:
+            known = self._fixed.get(fixed)
+            if known is None or known.part is not part:
+                known = self._know(fixed, part, direct, args)
+            values = known.values.copy()
+            for slot, index, writable in known.rest:
+                value = args[index]
+                values[slot] = value if writable or not isinstance(value, np.ndarray) else read_only(value)
+            return values
         if direct is None:
             return [self.slot(slot, args, scratch, plan) for slot in part.slots]
         values = []
@@ -114,6 +135,23 @@ class Views:
         if resident:  # what holds host arrays is not kept
             self._last_args, self._last_part, self._last_values = args, part, values
         return values
+
+    def _know(self, fixed: Fixed, part: Part, direct: Sequence[tuple[int, bool]], args: Sequence[Any]) -> Known:
+        """Look up what is fixed, for all calls to come."""
+        values: list[Any] = []
+        rest = []
+        for slot, (index, writable) in enumerate(direct):
+            if index in fixed.rest:
+                rest.append((slot, index, writable))
+                values.append(None)
+            else:
+                values.append(self.tensor(args[index], writable))
+        known = Known(part, values, tuple(rest))
+        if all(args[index].device == self._rank for index, _ in direct if index not in fixed.rest):
+            if len(self._fixed) >= MOST_FIXED:
+                self._fixed.clear()
+            self._fixed[fixed] = known
+        return known
 
     def slot(self, slot: Slot, args: Sequence[Any], scratch: Sequence[int], plan: Plan) -> Any:
         source = slot.source

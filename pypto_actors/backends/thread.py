@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
@@ -22,25 +24,51 @@ Ready: TypeAlias = tuple[Dispatch, Part, list[Any]]
 
 
 class Inbox:
-    """Answers on their way from threads to the loop: one deque, and one wake-up for all that come before it is heard."""
+    """Answers on their way from threads to the loop: one deque, and one wake-up for all that come before it is heard.
 
-    __slots__ = ("_desk", "answers", "awake", "loop")
+    The wake-up is an eventfd that the loop watches where there are such: one write and one read. `call_soon_threadsafe` makes a handle
+    and has the loop read its socket until that is empty.
+    """
+
+    __slots__ = ("_desk", "_fd", "answers", "awake", "loop", "wake")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, desk: Desk) -> None:
         self.loop = loop
         self._desk = desk
         self.answers: deque[tuple[Answer, ThreadExecutor]] = deque()
         self.awake = False
+        self._fd = -1
+        self.wake: Callable[[], object] = partial(loop.call_soon_threadsafe, self.take)
+        if hasattr(os, "eventfd"):
+            fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            try:
+                loop.add_reader(fd, self._heard)
+            except NotImplementedError:  # a loop that watches no files
+                os.close(fd)
+            else:
+                self._fd = fd
+                self.wake = partial(os.eventfd_write, fd, 1)
+
+    def close(self) -> None:
+        """All threads have ended."""
+        if self._fd >= 0:
+            self.loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
 
     def put(self, answer: Answer, executor: ThreadExecutor) -> None:
         """From any thread."""
         self.answers.append((answer, executor))
         if not self.awake:
             self.awake = True
-            self.loop.call_soon_threadsafe(self.take)
+            self.wake()
+
+    def _heard(self) -> None:
+        os.eventfd_read(self._fd)
+        self.take()
 
     def take(self) -> None:
-        self.awake = False
+        self.awake = False  # before the answers are taken: who comes after them wakes the loop again
         answers = self.answers
         if len(answers) == 1:
             answer, executor = answers.popleft()
@@ -98,7 +126,7 @@ class ThreadExecutor(LocalExecutor):
     def dispatch(self, message: Dispatch) -> None:
         part = message.plan.parts[message.part]
         try:
-            values = (self._views or self.views).values(part, message.args, message.scratch, message.plan)
+            values = (self._views or self.views).values(part, message.args, message.scratch, message.plan, message.fixed)
         except Exception as error:
             self.unable(message, error)
             return
@@ -109,7 +137,7 @@ class ThreadExecutor(LocalExecutor):
     def _serve(self) -> None:
         """The device's thread: do what comes, in order, until it is told to end."""
         get, inbox, clock, rank = self._queue.get, self._inbox, self._clock, self._rank
-        answers, wake, take = inbox.answers, inbox.loop.call_soon_threadsafe, inbox.take
+        answers, wake = inbox.answers, inbox.wake
         while (ready := get()) is not None:
             message, part, values = ready
             if part.meeting or len(part.events) > 1:
@@ -122,7 +150,7 @@ class ThreadExecutor(LocalExecutor):
                 answers.append((answer, self))  # what `Inbox.put` does
                 if not inbox.awake:
                     inbox.awake = True
-                    wake(take)
+                    wake()
             del ready, message, values, answer  # the next may be long in coming, and these hold arrays
 
     def _step(self, message: Dispatch, part: Part, values: list[Any]) -> Answer:
@@ -200,10 +228,12 @@ class ThreadBackend:
     def __init__(self) -> None:
         self._executors: list[ThreadExecutor] = []
         self._make: Callable[[int], ThreadExecutor] | None = None
+        self._inbox: Inbox | None = None
 
     async def start(self, ranks: Sequence[int], desk: Desk, loop: asyncio.AbstractEventLoop) -> Sequence[Executor]:
         self._interconnect = interconnect = Interconnect()
-        inbox, clock = Inbox(loop, desk), clock_of(loop)
+        self._inbox = inbox = Inbox(loop, desk)
+        clock = clock_of(loop)
         self._make = lambda rank: ThreadExecutor(rank, interconnect, desk, clock, inbox)
         try:
             for rank in ranks:
@@ -226,3 +256,5 @@ class ThreadBackend:
             executor.end()
         for executor in executors:  # they are idle: all answers have come
             executor.join()
+        if self._inbox is not None:
+            self._inbox.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import harness
-from benchmarks.__main__ import NAMES, TRANSFORMERS
+from benchmarks.__main__ import NAMES, RAY, TRANSFORMERS
 from benchmarks.harness import Answer
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +30,13 @@ def answer(*ratios: float, must: float | None = 3.0, aim: float | None = 2.0) ->
     return Answer("a question", "a rival", "×", must, aim, ratios, "by hand", {"a note, µs": 1.5})
 
 
-@pytest.mark.parametrize("name", NAMES)
+WITHOUT_RAY = [name for name in NAMES if name != RAY]
+WITH_RAY = pytest.param(
+    RAY, marks=[pytest.mark.ray, pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")]
+)
+
+
+@pytest.mark.parametrize("name", [*WITHOUT_RAY, WITH_RAY])
 def test_a_benchmark_prints_a_ratio_and_writes_json(name: str, tmp_path: Path) -> None:
     file = tmp_path / "answers.json"
     done = command(f"benchmarks.{name}", "--quick", "--json", str(file))

@@ -53,7 +53,8 @@ a deadlock, at once: forgotten Queue.get
 
 
 @pytest.mark.parametrize("name", PRINTED)
-def test_each_prints_what_it_should(name: str) -> None:
+def test_each_prints_what_it_should(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [name])
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")

@@ -1,8 +1,8 @@
 """`Hazards` against a plain list of accesses: after each event, exactly those may go whom nothing before them holds up.
 
-Breaks that this catches, each planted once in a copy: readers that wait for readers, a writer that does not wait for readers, a
-chain across
-two devices, no merge of readers when a writer between them leaves, a split that forgets who waits, ranges that are never forgotten.
+Breaks that this catches, each planted once in a copy: readers that wait for readers, a writer that does not wait for readers, a chain
+across two devices, a bundle that is given up as a whole when one of its spaces is shared, no merge of readers when a writer between them
+leaves, a split that forgets who waits, ranges that are never forgotten.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pypto_actors.hazards import Hazards
-from pypto_actors.values import HOST, Access
+from pypto_actors.values import HOST, Access, Fixed
 
 SIZE = 12  # bytes of each space
-SPACES = (HOST, 7, 8)
+DEVICES = (7, 8, 9, 10)
+SPACES = (HOST, *DEVICES)
 
 
 class Party:
@@ -30,6 +31,7 @@ class Party:
         self.stands = -1
         self.waits = 0
         self.claims: Any = None
+        self.bundle: Any = None
         self.started = False
 
     def __repr__(self) -> str:
@@ -76,9 +78,18 @@ class HazardsMachine(RuleBasedStateMachine):
 
     @rule(accesses=st.lists(access, max_size=3), sole=st.integers(-1, 1))
     def accept(self, accesses: list[Access], sole: int) -> None:
+        self.enter(accesses, sole, None)
+
+    @rule(fixed=st.lists(st.sampled_from(DEVICES), min_size=1, unique=True), rest=access, write=st.booleans(), sole=st.integers(-1, 1))
+    def accept_of_a_bound_program(self, fixed: list[int], rest: Access, write: bool, sole: int) -> None:
+        together = [(space, 2, SIZE, write and space == fixed[0]) for space in fixed]
+        beside = [rest] if rest[0] == HOST else []
+        self.enter([*together, *beside], sole, Fixed(tuple(together), tuple(fixed), frozenset()))
+
+    def enter(self, accesses: list[Access], sole: int, fixed: Fixed | None) -> None:
         self.count += 1
         party = Party(self.count, accesses, sole)
-        self.hazards.enter(party, accesses)
+        self.hazards.enter(party, accesses, fixed)
         self.live.append(party)
         assert (party.waits == 0) == self.goes(party), self.live
         if party.waits == 0:

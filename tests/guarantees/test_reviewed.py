@@ -1,0 +1,219 @@
+"""What a review against the contract found, clause by clause.
+
+Breaks that this catches: keys of a policy that crash the coordinator; a scalar whose attribute is taken; calls that look at their
+arguments too late; a callback in a thread that cannot submit, or that waits for itself; windows that change hands or form; dispatches
+that are sent to a device which is lost; a part that nobody delivers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import numpy as np
+import pytest
+
+import pypto_actors as pa
+import pypto_actors.testing as testing
+
+LIMIT = 10.0
+Vec = Annotated[pa.TensorRef, pa.InOut((4,), np.int64)]
+BOTH = pytest.mark.parametrize("backend", ["inline", "thread"])
+
+
+@pa.kernel
+def increment(x: pa.InOutArray) -> None:
+    x += 1
+
+
+@pa.program
+def anywhere(orch: pa.Orchestrator, x: Vec) -> None:
+    orch.submit(increment, x)
+
+
+def ones() -> np.ndarray[Any, Any]:
+    return np.ones(4, np.int64)
+
+
+def opened(program: pa.Program, backend: str = "inline", devices: int = 1, **options: Any) -> pa.DistributedWorker:
+    return pa.DistributedWorker(program, config=pa.DistributedConfig(range(devices)), backend=backend, **options)
+
+
+@pytest.mark.parametrize("kind", ["mixed", "array"])
+async def test_a_policy_whose_keys_cannot_be_compared(kind: str) -> None:
+    """Clause: policy. It fails those dispatches, with its name, and nobody else."""
+
+    class Odd:
+        def key(self, item: pa.Item) -> Any:
+            return (item.deadline, item.arrival) if kind == "mixed" else np.array([1, 2])
+
+        def choose(self, view: pa.View) -> int:
+            return 0
+
+    async with opened(anywhere, policy=Odd()) as worker:
+        await worker.pause("keep")
+        late = asyncio.get_running_loop().time() + 1000
+        handles = [worker.submit_nowait(anywhere, ones(), deadline=late if number % 2 else None) for number in range(6)]
+        await worker.resume()
+        outcomes = await asyncio.wait_for(asyncio.gather(*handles, return_exceptions=True), LIMIT)
+        failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        assert failed
+        assert len(failed) < 6
+        assert not any(isinstance(error, pa.InternalError) for error in failed), failed
+        assert all("Odd" in str(error) and "key" in str(error) for error in failed), failed
+        await worker.run(anywhere, ones())
+
+
+@pytest.mark.parametrize(
+    "use", [lambda n: n.numerator, lambda n: n.bit_length(), lambda n: n @ 1, lambda n: np.asarray(n), lambda n: [0, 1][n]]
+)
+async def test_a_scalar_whose_value_is_used_says_declare_it_static(use: Callable[[Any], Any]) -> None:
+    @pa.program
+    def program(orch: pa.Orchestrator, x: Vec, n: int) -> None:
+        use(n)
+
+    async with opened(program) as worker:
+        with pytest.raises(pa.ProgramError, match="declare it Static"):
+            await worker.run(program, ones(), 1)
+
+
+async def test_a_scalar_as_the_root_of_a_broadcast() -> None:
+    @pa.program
+    def program(orch: pa.Orchestrator, n: int) -> None:
+        orch.broadcast(orch.window("w", (2,), "i8"), n)
+
+    async with opened(program, devices=2) as worker:
+        with pytest.raises(pa.ProgramError, match="declare it Static"):
+            await worker.run(program, 1)
+
+
+async def test_faults_of_calls_are_found_before_anything_happens() -> None:
+    async with opened(anywhere, devices=2) as worker:
+        for device, kind in ((2, pa.ArgumentValueError), (-1, pa.ArgumentValueError), ("0", pa.ArgumentTypeError)):
+            with pytest.raises(kind):
+                worker.committed_device_memory(device)  # type: ignore[arg-type]
+        with pytest.raises(pa.ArgumentTypeError, match="devices takes a sequence of ranks"):
+            await worker.alloc_stacked_tensor(ones(), devices=1)  # type: ignore[arg-type]
+        for timeout in ("x", -1, float("nan"), True):
+            with pytest.raises(ValueError, match="timeout is a number of seconds"):
+                await worker.aclose(timeout=timeout)  # type: ignore[arg-type]
+        await worker.run(anywhere, ones())  # it is open
+
+
+@BOTH
+@pytest.mark.parametrize("bound", [False, True])
+async def test_a_plain_callback_may_submit(backend: str, bound: bool) -> None:
+    handles: list[pa.DistributedRunHandle] = []
+    x = ones()
+
+    def callback(y: Any) -> int:
+        handles.append(call(x))
+        return 7
+
+    @pa.program
+    def outer(orch: pa.Orchestrator, y: Vec) -> None:
+        orch.submit_sub(callback, y)
+
+    worker = pa.DistributedWorker([outer, anywhere], backend=backend)
+    async with worker:
+        prepared = worker.bind(anywhere)
+
+        def call(x: Any) -> pa.DistributedRunHandle:
+            return prepared.submit_nowait(x) if bound else worker.submit_nowait(anywhere, x)
+
+        result = await asyncio.wait_for(worker.run(outer, ones()), LIMIT)
+        assert result.returned == (7,)
+        await asyncio.wait_for(handles[0], LIMIT)
+        assert x.tolist() == [2] * 4
+
+
+async def test_a_callback_that_leaves_the_worker() -> None:
+    async def callback(x: Any) -> None:
+        await worker.__aexit__(None, None, None)
+
+    @pa.program
+    def program(orch: pa.Orchestrator, x: Vec) -> None:
+        orch.submit_sub(callback, x)
+
+    worker = opened(program)
+    async with worker:
+        with pytest.raises(pa.KernelError) as caught:
+            await asyncio.wait_for(worker.run(program, ones()), LIMIT)
+        assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+async def test_a_barrier_of_nobody() -> None:
+    @pa.program
+    def program(orch: pa.Orchestrator, x: Vec) -> None:
+        orch.submit(increment, x, device=0)
+        orch.barrier([])
+
+    async with opened(program, devices=2) as worker:
+        x = ones()
+        await worker.run(program, x)
+        assert x.tolist() == [2] * 4
+
+
+@pa.kernel
+def count(window: pa.InOutArray, x: pa.OutArray) -> None:
+    window += 1
+    x[...] = window
+
+
+async def test_a_window_is_its_programs_own_although_that_has_gone() -> None:
+    async with opened(anywhere, persistent=True, reset_persistent_windows=False) as worker:
+        for _ in range(12):
+
+            @pa.program
+            def program(orch: pa.Orchestrator, x: Vec) -> None:
+                orch.submit(count, orch.window("w", (4,), np.int64)[0], x)
+
+            handle = await worker.register(program)
+            x = ones()
+            await handle(x) if callable(handle) else await worker.run(program, x)
+            await handle.unregister()
+            del program, handle
+            gc.collect()
+            assert x.tolist() == [1] * 4
+
+
+async def test_a_persistent_window_keeps_its_form_over_recordings() -> None:
+    @pa.program
+    def program(orch: pa.Orchestrator, x: Vec, wide: Annotated[bool, pa.Static()]) -> None:
+        orch.submit(count, orch.window("w", (4,), np.int32 if wide else np.int64)[0], x)
+
+    async with opened(program, persistent=True) as worker:
+        await worker.run(program, ones(), False)
+        with pytest.raises(pa.ProgramError, match="since another recording of program"):
+            await worker.run(program, ones(), True)
+    async with opened(program) as worker:
+        await worker.run(program, ones(), False)
+        await worker.run(program, ones(), True)
+
+
+@BOTH
+async def test_nothing_is_placed_on_a_device_that_is_lost(backend: str) -> None:
+    async with opened(anywhere, backend, devices=2, max_restarts=0) as worker:
+        testing.kill_device(worker, 0)
+        x = ones()
+        for _ in range(3):
+            result = await asyncio.wait_for(worker.run(anywhere, x), LIMIT)
+            assert result.devices == (1,)
+        with pytest.raises(pa.DeviceFailedError):
+            await worker.run(anywhere, x, device=0)
+
+
+@BOTH
+async def test_a_part_that_the_end_of_another_sets_free_is_delivered(backend: str) -> None:
+    @pa.program
+    def program(orch: pa.Orchestrator, x: Vec) -> None:
+        for device in (0, 1, 0, 1):
+            orch.submit(increment, x, device=device)
+
+    async with opened(program, backend, devices=2) as worker:
+        x = ones()
+        for _ in range(20):
+            await asyncio.wait_for(worker.run(program, x), LIMIT)
+        assert x.tolist() == [81] * 4
