@@ -62,8 +62,8 @@ class Template(Struct, eq=False):
 
 
 class BoundProgram:
-    """A program with fixed arguments. The rest is given in the order of the parameters; all `Out` parameters that are not fixed may be
-    left out (return style). Options are those of `run`."""
+    """A program with fixed arguments. The rest is given in the order of the parameters. Where no `Out` parameter is fixed, all of them may
+    be left out (return style). Options are those of `run`."""
 
     __slots__ = ("_complete", "_entry", "_epoch", "_fixed", "_rest", "_short", "_template", "_tensors", "_worker")
 

@@ -50,9 +50,11 @@ def policy_failed(record: Record, policy: Policy, call: str, error: Exception) -
 def raised(message: Failed, record: Record) -> Failure:
     """A kernel, a callback or a copy raised."""
     error = message.error
-    if isinstance(error, PyptoActorsError) and not isinstance(error, KernelError):
-        return Failure(type(error), str(error), dict(vars(error)), error)
     plan = record.plan
+    ours = plan is None or (message.step < 0 and plan.parts[message.part].device >= 0)  # no function of the user's was at work
+    if ours and isinstance(error, PyptoActorsError) and not isinstance(error, KernelError):
+        fields = {name: value for name, value in vars(error).items() if not name.startswith("__")}
+        return Failure(type(error), str(error), fields, error)
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if plan is None:
         return Failure(KernelError, f"{describe(record)} failed on device {message.device}: {what}", {}, error)

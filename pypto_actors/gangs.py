@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from pypto_actors import collectives
-from pypto_actors.errors import ProgramError
-from pypto_actors.plan import Slot
+from pypto_actors.errors import PlacementError, ProgramError
+from pypto_actors.plan import Slot, Source
 from pypto_actors.refs import Place, TensorRef
 from pypto_actors.steps import RawGang, RawStep, Touch
 
@@ -56,6 +56,9 @@ def check_members(refs: list[Any], what: str, chunks: bool, world_size: int) -> 
     if max(ranks) >= world_size:
         raise ProgramError(f"{what} has {len(refs)} members, one a device, and there are {world_size} devices")
     if len(set(ranks)) != len(ranks):
+        placed = next((ref for ref in refs if ref._device is not None and ref._source is Source.ARGUMENT), None)
+        if placed is not None:
+            raise PlacementError(f"{what} takes refs of different devices, got {placed!r} and others on devices {ranks}")
         raise ProgramError(f"{what} takes refs of different devices, got devices {ranks}")
     for ref in refs:
         if ref.shape != first.shape or ref.dtype != first.dtype:

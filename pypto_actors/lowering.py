@@ -316,7 +316,7 @@ def _nothing(_: Sequence[Any]) -> tuple[()]:
 
 
 def _direct(slots: Sequence[Slot]) -> tuple[tuple[int, bool], ...] | None:
-    if all(slot.source is Source.ARGUMENT and not slot.path for slot in slots):
+    if all(slot.source is Source.ARGUMENT and not slot.path and slot.value is None for slot in slots):
         return tuple((slot.index, slot.writable) for slot in slots)
     return None
 

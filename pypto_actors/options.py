@@ -104,6 +104,8 @@ def declare(
                 raise ProgramMismatchError(
                     f"{configs[0][0]} has {field} {first!r}, but {where} has {second!r}; programs of one worker must agree"
                 )
+    if callbacks is not None and not isinstance(callbacks, Mapping):
+        raise TypeError(f"callbacks must be a mapping of names to functions, got {callbacks!r}; pass {{name: function}}")
     names = dict(bound or {})
     declared = {name for one in seen.values() for name in one.callbacks}
     for name, function in (callbacks or {}).items():

@@ -37,7 +37,7 @@ class Slot(Struct, frozen=True):
     index: int = 0
     path: Path = ()
     writable: bool = False
-    value: Any = None
+    value: Any = None  # of a constant; of an argument: the kind that an `int` becomes, where a kernel takes a `float`
 
 
 class Sync(Struct, frozen=True):

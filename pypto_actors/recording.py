@@ -283,7 +283,7 @@ class Orchestrator:
             self._check_ref(arg, where)
             if arg._kind is not kind and not (kind is float and arg._kind is int):
                 raise ProgramError(f"{where} must be {_article(kind)}, got the {arg._kind.__name__} {arg._name!r}")
-            return Slot(Source.ARGUMENT, arg._index)
+            return Slot(Source.ARGUMENT, arg._index, value=None if arg._kind is kind else kind)
         value = scalar_of(arg, kind)
         if value is None:
             raise ProgramError(f"{where} must be {_article(kind)}, got {_kind(arg)}")

@@ -16,6 +16,7 @@ from pypto_actors.errors import (
     ArgumentTypeError,
     ArgumentValueError,
     DeadlineExceededError,
+    InternalError,
     PyptoActorsError,
     QueueFullError,
     StaleTensorError,
@@ -25,14 +26,14 @@ from pypto_actors.errors import (
 from pypto_actors.handle import DistributedRunHandle
 from pypto_actors.mailbox import Counter
 from pypto_actors.messages import Submit
-from pypto_actors.parameters import scalar_of
+from pypto_actors.parameters import Parameter, scalar_of
 from pypto_actors.plan import PlanFamily
 from pypto_actors.program import Program
 from pypto_actors.registry import Entry
 from pypto_actors.signature import Signed, sign_one
 from pypto_actors.system import System
 from pypto_actors.tensors import Tensors
-from pypto_actors.values import HOST, Access, DeviceTensor, Fixed
+from pypto_actors.values import HOST, Access, DeviceTensor, Fixed, StackedDeviceTensor
 from pypto_actors.waiter import Waiter
 
 Array = np.ndarray[Any, Any]
@@ -148,8 +149,7 @@ def _prepare(entry: Entry, signed: Signed, given: Sequence[Any], tensors: Tensor
     alive = tensors.alive
     for position in signed.tensors:
         if args[position].allocation not in alive:
-            name = params[position].name if position < len(params) else "shard"
-            tensors.check(args[position], f"parameter {name!r} of program {entry.program.name!r}")
+            tensors.check(args[position], f"{_where(position, signed, given, params)} of program {entry.program.name!r}")
     for position in signed.writable:
         if not args[position].flags.writeable:
             raise ArgumentValueError(
@@ -178,6 +178,18 @@ def _prepare(entry: Entry, signed: Signed, given: Sequence[Any], tensors: Tensor
     return Prepared(
         entry, signed, tuple(args), tuple(accesses), outputs, serial, program, entry.shown, program.stage, signed.plans, signed.rank
     )
+
+
+def _where(position: int, signed: Signed, given: Sequence[Any], params: Sequence[Parameter]) -> str:
+    """Which parameter an argument is for; shards stand behind the others."""
+    if position < len(params):
+        return f"parameter {params[position].name!r}"
+    shard = position - len(params)
+    for stacked, arg in zip(signed.stacked, [arg for arg in given if isinstance(arg, StackedDeviceTensor)], strict=True):
+        if shard < len(arg):
+            return f"parameter {params[stacked].name!r} (shard {shard})"
+        shard -= len(arg)
+    raise InternalError(f"there is no argument {position}")
 
 
 def _partial(signed: Signed, args: Sequence[Any]) -> list[tuple[int, list[Access]]]:

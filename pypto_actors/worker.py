@@ -310,9 +310,9 @@ class DistributedWorker:
     async def register(self, program: Any) -> RegistrationHandle:
         """Register a program, also while others run; of a known one, a further handle."""
         self._enter("register")
+        declared = declare([program], self.config, None, self._callbacks)
         entry = self._registry.find(plain(program))
         if entry is None:
-            declared = declare([program], self.config, None, self._callbacks)
             entry = self._new_entry(program, declared.callbacks)
             self._registry.add(entry)
         return RegistrationHandle(self, entry)

@@ -164,7 +164,7 @@ class Views:
             if isinstance(value, np.ndarray):
                 array = sliced(value, slot.path) if slot.path else value
                 return array if slot.writable else read_only(array)
-            return value
+            return value if slot.value is None else slot.value(value)
         if source is Source.CONSTANT:
             return slot.value
         form = plan.scratch[slot.index]

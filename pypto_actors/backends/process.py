@@ -124,6 +124,9 @@ class ProcessBackend:
             for executor in living:
                 executor.end_hard()
             await _gone(living, None)
+            for executor in living:
+                if executor.ready.done() and not executor.ready.cancelled():
+                    executor.ready.exception()  # it was told, or is not asked for any more
             for executor in [*self._executors, *self._buried]:
                 executor.join()
             if self._puncher is not None:

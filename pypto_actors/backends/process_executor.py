@@ -15,7 +15,7 @@ from msgspec import Struct
 from pypto_actors.backends.local import Clock, LocalExecutor, failed, size_of
 from pypto_actors.backends.process_ledger import Ledger
 from pypto_actors.backends.process_link import Link
-from pypto_actors.backends.process_staging import Stage, Staging, copy_all, size_of_copies
+from pypto_actors.backends.process_staging import Array, Stage, Staging, copy_all, size_of_copies
 from pypto_actors.backends.rendezvous import Deserted, Key
 from pypto_actors.backends.shared_memory import SharedInterconnect
 from pypto_actors.backends.thread import WorkThread
@@ -36,6 +36,7 @@ class Hand(Struct, eq=False):
     stage: Stage | None
     done: int = 0  # steps whose results have been copied to the host
     copying: int = 0  # copies to the host that a thread has in hand
+    error: Exception | None = None  # why a copy to the host failed: the array cannot be written any more
 
 
 class Wave(Struct, eq=False):
@@ -353,7 +354,7 @@ class ProcessExecutor(LocalExecutor):
         copies = hand.stage.back(hand.part, hand.done, done) if hand.stage is not None else []
         hand.done = max(hand.done, done)
         if not hand.copying and size_of_copies(copies) <= LARGE_COPY:
-            copy_all(copies)
+            _bring(hand, copies)
             then()
             return
         hand.copying += 1
@@ -363,7 +364,7 @@ class ProcessExecutor(LocalExecutor):
             if not self.dead:
                 then()
 
-        self._in_thread(lambda: copy_all(copies), copied)
+        self._in_thread(lambda: _bring(hand, copies), copied)
 
     def _come(self, hand: Hand, step: int) -> None:
         """The part has come to a meeting."""
@@ -382,6 +383,9 @@ class ProcessExecutor(LocalExecutor):
     def _finish(self, hand: Hand, answer: Answer) -> None:
         del self._hands[answer.run, answer.part]
         self._leave(hand)
+        if hand.error is not None and type(answer) is Completed:
+            last = len(hand.part.steps) - 1
+            answer = Failed(answer.run, answer.part, self._rank, last, hand.error, answer.started, answer.finished)
         self._desk.post(self.over(hand.message, answer))
         if self._held:
             self._advance()
@@ -433,3 +437,11 @@ class ProcessExecutor(LocalExecutor):
         if self._thread is None:
             self._thread = WorkThread(f"pypto-copies-{self._rank}")
         self._thread.put(run)
+
+
+def _bring(hand: Hand, copies: list[tuple[Array, Array]]) -> None:
+    """Copy to the host; what cannot be copied fails the part."""
+    try:
+        copy_all(copies)
+    except Exception as error:
+        hand.error = error

@@ -102,6 +102,8 @@ class Ledger:
             self._interconnect.commit(allocation, form.nbytes, form.device)
             return self._tensor(sliced_tensor(DeviceTensor.of(form.device, form.shape, form.dtype, allocation), slot.path))
         value = slot.value if slot.source is Source.CONSTANT else message.args[slot.index]
+        if slot.source is Source.ARGUMENT and slot.value is not None:
+            value = slot.value(value)
         if type(value) is DeviceTensor:
             return self._tensor(sliced_tensor(value, slot.path) if slot.path else value)
         if type(value) in SCALARS or value is None or (type(value) is int and -(1 << 63) <= value < 1 << 63):

@@ -96,6 +96,8 @@ class Ledger:
         if slot.source is Source.CONSTANT:
             return slot.value
         value = args[slot.index]
+        if slot.value is not None:
+            return slot.value(value)
         return sliced_tensor(value, slot.path) if type(value) is DeviceTensor and slot.path else value
 
     def value(self, use: Use, slot: Slot, message: Dispatch) -> Value | DeviceTensor:

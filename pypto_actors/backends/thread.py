@@ -7,6 +7,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeAlias
@@ -64,7 +65,8 @@ class Inbox:
             self.wake()
 
     def _heard(self) -> None:
-        os.eventfd_read(self._fd)
+        with suppress(BlockingIOError):  # a loop may call twice for one wake-up, if it looks again before it has called
+            os.eventfd_read(self._fd)
         self.take()
 
     def take(self) -> None:

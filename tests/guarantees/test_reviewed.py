@@ -217,3 +217,113 @@ async def test_a_part_that_the_end_of_another_sets_free_is_delivered(backend: st
         for _ in range(20):
             await asyncio.wait_for(worker.run(program, x), LIMIT)
         assert x.tolist() == [81] * 4
+
+
+async def test_callbacks_that_are_no_mapping() -> None:
+    with pytest.raises(TypeError, match="callbacks must be a mapping of names to functions"):
+        pa.DistributedWorker(anywhere, callbacks=[print])  # type: ignore[arg-type]
+
+
+async def test_a_known_program_with_another_configuration() -> None:
+    async with opened(anywhere) as worker:
+        with pytest.raises(pa.ProgramMismatchError):
+            await worker.register(anywhere.compile(pa.DistributedConfig([0, 1])))
+
+
+EVERY = pytest.mark.parametrize("backend", ["inline", "thread", "process"])
+
+
+@EVERY
+async def test_an_array_that_becomes_read_only_while_it_is_written(backend: str) -> None:
+    """Clause: one outcome. Where the results cannot come back the dispatch fails, and the worker goes on."""
+    async with opened(anywhere, backend) as worker:
+        x = ones()
+        handle = worker.submit_nowait(anywhere, x)
+        x.flags.writeable = False
+        with pytest.raises(pa.KernelError, match="read-only"):
+            await handle.wait(LIMIT)
+        y = ones()
+        await asyncio.wait_for(worker.run(anywhere, y), LIMIT)
+        assert y.tolist() == [2] * 4
+
+
+@EVERY
+async def test_our_own_errors_raised_by_users_are_errors_of_the_kernel_or_callback(backend: str) -> None:
+    """Clause: a kernel or callback that raises is a `KernelError`, whatever it raises."""
+
+    @pa.kernel
+    def bad(x: pa.InOutArray) -> None:
+        error = pa.ArgumentValueError("mine")
+        error.add_note("a note")
+        raise error
+
+    def callback(x: Any) -> None:
+        raise pa.QueueFullError("mine", queued=1, limit=1)
+
+    @pa.program
+    def in_kernel(orch: pa.Orchestrator, x: Vec) -> None:
+        orch.submit(bad, x)
+
+    @pa.program
+    def in_callback(orch: pa.Orchestrator, x: Vec) -> None:
+        orch.submit_sub(callback, x)
+
+    async with pa.DistributedWorker([in_kernel, in_callback], backend=backend) as worker:
+        for program, kind in ((in_kernel, pa.ArgumentValueError), (in_callback, pa.QueueFullError)):
+            with pytest.raises(pa.KernelError) as caught:
+                await asyncio.wait_for(worker.run(program, ones()), LIMIT)
+            assert isinstance(caught.value.__cause__, kind)
+
+
+@EVERY
+async def test_an_int_that_a_kernel_takes_as_a_float(backend: str) -> None:
+    @pa.kernel
+    def digits(x: pa.OutArray, value: float) -> None:
+        x[...] = len(value.hex())
+
+    @pa.program
+    def program(orch: pa.Orchestrator, x: Vec, value: int) -> None:
+        orch.submit(digits, x, value)
+
+    async with opened(program, backend) as worker:
+        x = ones()
+        await asyncio.wait_for(worker.run(program, x, 3), LIMIT)
+        assert x.tolist() == [len((3.0).hex())] * 4
+
+
+async def test_a_stale_shard_is_named() -> None:
+    @pa.program
+    def program(orch: pa.Orchestrator, x: Vec, w: Annotated[pa.TensorRef, pa.In((2, 4), np.int64)]) -> None:
+        orch.submit(increment, x)
+
+    async with opened(program, devices=2) as worker:
+        stacked = await worker.alloc_stacked_tensor(np.zeros((2, 4), np.int64))
+        await worker.free_tensor(stacked)
+        with pytest.raises(pa.StaleTensorError, match=r"parameter 'w' \(shard 0\) of program 'program'"):
+            await worker.run(program, ones(), stacked)
+
+
+async def test_a_tensor_that_is_not_where_a_collective_needs_it() -> None:
+    @pa.program
+    def program(orch: pa.Orchestrator, x: Annotated[pa.TensorRef, pa.InOut((2, 4), np.int64)]) -> None:
+        orch.allreduce([x[0], x[1]])
+
+    async with opened(program, devices=2) as worker:
+        tensor = await worker.alloc_tensor((2, 4), np.int64)
+        with pytest.raises(pa.PlacementError, match="refs of different devices"):
+            await worker.run(program, tensor)
+        await worker.run(program, await worker.alloc_stacked_tensor(np.zeros((2, 4), np.int64)))
+
+
+def test_a_seeded_loop_with_threads_calls_nothing_in_vain() -> None:
+    said: list[Any] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: said.append(context))
+        async with opened(anywhere, "thread") as worker:
+            await asyncio.gather(*[worker.run(anywhere, ones()) for _ in range(50)])
+
+    for seed in range(5):
+        with asyncio.Runner(loop_factory=lambda seed=seed: testing.SeededLoop(seed)) as runner:  # type: ignore[misc]
+            runner.run(main())
+    assert said == []
