@@ -38,6 +38,7 @@ NAMES = (
     "process_noop",
     "process_tensor",
     "process_start",
+    "qwen3_parallel",
     "ray_noop",
 )
 RAY = "ray_noop"

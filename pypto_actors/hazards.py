@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -322,19 +322,32 @@ class Hazards:
             spaces.update(dict.fromkeys(fixed.spaces, bundle))
             accesses = accesses[len(fixed.accesses) :]
         for space, start, stop, write in accesses:
-            if space == HOST:
+            if space in spaces:
                 if start < stop:
-                    claim = Claim(owner, space, start, stop, write)
-                    if self._host.put(claim):
+                    ranges = spaces[space]
+                    if type(ranges) is not Ranges:
+                        ranges = self._ranges(space)
+                    lane: Any = ranges.lanes[0] if ranges.lanes else None
+                    if (
+                        lane is not None
+                        and lane.start == start
+                        and lane.stop == stop
+                        and (lane.newest is None or lane.newest.owner is not owner)
+                    ):
+                        claim = Claim(owner, space, start, stop, write)  # the whole tensor again, as most often
                         claims.append(claim)
-                    else:
-                        self._join(owner, claims, self._host, space, start, stop, write)
-            elif space in spaces:
-                if start < stop:
-                    self._join(owner, claims, self._ranges(space), space, start, stop, write)
-            else:
+                        lane.join(claim)
+                        continue
+                    self._join(owner, claims, ranges, space, start, stop, write)
+            elif space != HOST:
                 spaces[space] = claim = Claim(owner, space, start, stop, write)
                 claims.append(claim)
+            elif start < stop:
+                claim = Claim(owner, space, start, stop, write)
+                if self._host.put(claim):
+                    claims.append(claim)
+                else:
+                    self._join(owner, claims, self._host, space, start, stop, write)
 
     def _join(self, owner: Owner, claims: list[Claim], ranges: Ranges, space: int, start: int, stop: int, write: bool) -> None:
         for lane in ranges.over(start, stop):
@@ -376,35 +389,40 @@ class Hazards:
 
     def leave(self, owner: Owner, freed: list[Owner]) -> None:
         """`owner` has ended, or never began; appends to `freed` who waits for nothing any more."""
+        if owner.bundle is not None:
+            self._unbundle(owner)
         spaces = self._spaces
-        bundle = owner.bundle
-        if bundle is not None:
-            owner.bundle = None
-            if bundle.whole:
-                for space in bundle.fixed.spaces:
-                    del spaces[space]
-            else:
-                for space in bundle.fixed.spaces:
-                    if spaces.get(space) is bundle:
-                        del spaces[space]
         claims = owner.claims
         if not claims:
             return
         owner.claims = None
         for claim in claims:
             lane = claim.lane
-            space = claim.space
             if lane is None:
-                if space == HOST:
-                    self._host.forget(claim.start)
-                else:
+                if space := claim.space:
                     del spaces[space]
+                else:
+                    self._host.forget(claim.start)
                 continue
             lane.drop(claim, freed)
             if lane.first is None:
                 self.shared -= 1
+                space = claim.space
                 ranges = self._host if space == HOST else spaces[space]
                 assert type(ranges) is Ranges
                 ranges.forget(lane.start)
                 if not ranges.lanes and space != HOST:
+                    del spaces[space]
+
+    def _unbundle(self, owner: Owner) -> None:
+        """Give up what `owner` claims together."""
+        bundle, owner.bundle = owner.bundle, None
+        assert bundle is not None
+        spaces = self._spaces
+        if bundle.whole:
+            for space in bundle.fixed.spaces:
+                del spaces[space]
+        else:
+            for space in bundle.fixed.spaces:
+                if spaces.get(space) is bundle:
                     del spaces[space]

@@ -100,7 +100,10 @@ class Router:
             fresh = self.fresh
             if fresh:
                 self.fresh = []
-                if len(fresh) == 1 or self._are_alike(fresh):
+                if len(fresh) == 1:
+                    if not self.goes_alone(fresh[0]):
+                        self._admit(fresh[0])
+                elif self._are_alike(fresh):
                     for record in fresh:
                         if not self.goes_alone(record):
                             self._admit(record)
@@ -163,7 +166,11 @@ class Router:
             self._hazards.stand(record, self.fresh)
         else:
             record.stands = sole
-        self._port.send(sole, Dispatch(record.id, 0, plan, message.args, (), message.fixed))
+        fixed = message.fixed
+        if fixed is None:
+            self._port.send(sole, Dispatch(record.id, 0, plan, message.args))
+        else:
+            self._port.send(sole, Dispatch(record.id, 0, plan, message.args, (), fixed))
         return True
 
     def _go_together(self, record: Record, plan: Plan) -> bool:

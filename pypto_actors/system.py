@@ -113,21 +113,11 @@ class System:
             self.work()
             if self.wakeups:
                 self.loop.call_soon(self._wake)
-        else:  # a turn for one message, in the order in which `turn` does it
-            router = self.router
-            try:
-                self.coordinator.submit(message, record)
-                if router.fresh or router.dirty:
-                    router.route(self.coordinator.now)
-                if self._busy:
-                    actor = self._busy.popleft()
-                    waiting = actor.mail
-                    while waiting:
-                        actor.receive(waiting.popleft())
-            except Exception as error:
-                self._crash(error, record)
-            if self._busy or self.mail or self._calls or self._later or router.fresh or router.dirty or self.wakeups:
-                self._schedule()
+        else:
+            self.mail.append((message, record))
+            self._take_one()
+            if self.wakeups:
+                self.loop.call_soon(self._wake)
 
     def answered(self, answer: Answer) -> None:
         """A device that works elsewhere has answered, and nothing else has come: a turn for one answer."""
@@ -217,9 +207,41 @@ class System:
 
     def turn(self) -> None:
         """Work until nothing is left to do, or for as long as it is fair to others. A callback of the loop: no task is running."""
-        self.work()
+        mail = self.mail
+        if len(mail) != 1 or self.trace is not None or self._busy or self._later or self._calls or self._timed or self.crashed is not None:
+            self.work()
+        elif type(message := mail[0][0]) is Submit and message.plain:
+            self._take_one()
+        else:
+            self.work()
         if self.wakeups:
             self._wake()
+
+    def _take_one(self) -> None:
+        """What `work` does, where a dispatch of the simplest kind is all that has come: it and its answer make most turns."""
+        self._scheduled = False
+        coordinator, router, mail, busy = self.coordinator, self.router, self.mail, self._busy
+        message, record = mail.popleft()
+        try:
+            coordinator.submit(message, record)  # type: ignore[arg-type]
+            if router.fresh or router.dirty:
+                router.route(coordinator.now)
+            if busy:
+                waiting = busy[0].mail
+                receive = busy[0].receive
+                while waiting:
+                    receive(waiting.popleft())
+                busy.popleft()
+            if mail and type(answer := mail[0][0]) is Completed:
+                mail.popleft()
+                coordinator.completed(answer)
+        except Exception as error:
+            self._crash(error, record)
+        except BaseException:  # the user's, out of a kernel
+            self._schedule()
+            raise
+        if mail or busy or self._later or self._calls or router.fresh or router.dirty or self._timed:
+            self.work()
 
     def _wake(self) -> None:
         """Let the tasks go on whose dispatches have ended. A callback of the loop: no task is running."""

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from pypto_actors.backends.local import Clock, LocalExecutor, execute, failed, stepping
+from pypto_actors.backends.local import Clock, LocalExecutor, execute, execute_from, failed, stepping
 from pypto_actors.backends.memory import Interconnect
 from pypto_actors.backends.rendezvous import Deserted
 from pypto_actors.executor import Answer, Desk, Executor, clock_of
@@ -38,20 +38,20 @@ class InlineExecutor(LocalExecutor):
         except Exception as error:
             self.unable(message, error)
             return
-        if part.gang is not None:
+        if not part.meeting and len(part.events) == 1:
+            self._answer(execute(message, part, values, self._rank, self._clock))
+        elif part.gang is not None:
             self._join(message, part, values, part.gang)
-            return
-        if part.meeting or len(part.events) > 1:
+        else:
             self._go_on(message, stepping(message, part, values, self._rank, self._clock, self._post))
-            return
-        self._answer(execute(message, part, values, self._rank, self._clock))
 
     def _post(self, answer: Answer) -> None:
         if not self.dead:  # a kernel can kill its own device
             self._desk.post(answer)
 
     def _answer(self, answer: Answer) -> None:
-        self._post(answer)
+        if not self.dead:
+            self._desk.post(answer)
         if type(answer) is Failed and isinstance(answer.error, KeyboardInterrupt):
             raise answer.error  # the user's, who must be heard; the dispatch has its outcome already
 
@@ -66,7 +66,7 @@ class InlineExecutor(LocalExecutor):
             self._desert(message, error)
 
     def _run_member(self, message: Dispatch, values: list[Any]) -> None:
-        answer = execute(message, message.plan.parts[message.part], values, self._rank, self._clock, 1)
+        answer = execute_from(message, message.plan.parts[message.part], values, self._rank, self._clock, 1)
         self._answer(self.over(message, answer))
 
     def _desert(self, message: Dispatch, error: Deserted) -> None:

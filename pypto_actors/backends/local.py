@@ -102,8 +102,20 @@ def failed(message: Dispatch, rank: int, reason: str, now: float) -> Failed:
     return Failed(message.run, message.part, rank, -1, RuntimeError(reason), now, now)
 
 
-def execute(message: Dispatch, part: Part, values: Sequence[Any], rank: int, clock: Clock, first: int = 0) -> Answer:
-    """Run the steps of a part, from `first` on, that meet nobody and that nobody awaits in between; a failure says at which step."""
+def execute(message: Dispatch, part: Part, values: Sequence[Any], rank: int, clock: Clock) -> Answer:
+    """Run the steps of a part that meet nobody and that nobody awaits in between; a failure says at which step."""
+    started = clock()
+    number = 0
+    try:
+        for number, (function, pick) in enumerate(part.calls):  # noqa: B007 (the number of the step that raised)
+            function(*pick(values))
+    except BaseException as error:
+        return Failed(message.run, message.part, rank, number, error, started, clock())
+    return Completed(message.run, message.part, rank, started, clock())
+
+
+def execute_from(message: Dispatch, part: Part, values: Sequence[Any], rank: int, clock: Clock, first: int) -> Answer:
+    """The same from step `first` on: what comes before it is over."""
     started = clock()
     number = first
     try:

@@ -33,7 +33,8 @@ class RayBackend:
         cpus: CPUs that each actor reserves of its node; 0: it fits everywhere.
         resources: what each actor reserves besides, such as `{"npu": 1}`.
         blas_threads: threads of BLAS in each actor, set before numpy loads there; `None`: what the environment there says.
-        runtime_env: the actors' runtime environment, as Ray takes it. Without it they start faster.
+        runtime_env: the actors' runtime environment, as Ray takes it: there `pypto_actors` must be found in it, or installed on the nodes.
+            Without one, the actors start faster, and import from the paths of this process that their nodes have too.
         init_options: further arguments of `ray.init`, such as `{"num_cpus": 8}` or `{"log_to_driver": False}`.
 
     Raises:
@@ -121,7 +122,7 @@ class RayBackend:
         return [self._places.make(rank) for rank in ranks]
 
     def _start(self, executor: RayExecutor, actor: Any) -> asyncio.Future[Any]:
-        return executor.link.open(actor, self.blas_threads, import_path())
+        return executor.link.open(actor, self.blas_threads, import_path() if self.runtime_env is None else ())
 
     async def restart(self, rank: int) -> Executor:
         assert self._make is not None

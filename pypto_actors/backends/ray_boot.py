@@ -32,10 +32,11 @@ def device_class(package: str) -> Any:
             return f"device {self._rank}"  # before each line that a kernel prints
 
         def start(self, blas_threads: int | None, path: list[str]) -> int:
-            """Load what it needs; gives the process id."""
+            """Load what it needs, from where the worker has it if that is here too; gives the process id."""
             if blas_threads is not None:
                 os.environ.update({f"{library}_NUM_THREADS": str(blas_threads) for library in threads_of})
-            sys.path += [each for each in path if each not in sys.path and os.path.isdir(each)]
+            known = [each for each in path if os.path.isdir(each)]
+            sys.path[:] = known + [each for each in sys.path if each not in known]
             module = importlib.import_module(f"{package}.backends.ray_device")
             self._device = module.RayDevice(self._rank, blas_threads)
             return os.getpid()

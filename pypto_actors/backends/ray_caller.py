@@ -13,18 +13,19 @@ from msgspec import Struct
 from pypto_actors.backends.process_staging import copy_all, dtype_key, size_of_copies
 from pypto_actors.backends.ray_crossing import Fetched
 from pypto_actors.backends.ray_ledger import Ledger
-from pypto_actors.backends.ray_link import Link, Lost, PeerDied
+from pypto_actors.backends.ray_link import Link, Lost
 from pypto_actors.backends.ray_memory import LARGE_COPY, Elsewhere, RayMemory, put_array
 from pypto_actors.backends.ray_segments import Segment
-from pypto_actors.backends.ray_staging import Stage, Staging
+from pypto_actors.backends.ray_staging import Array, Stage, Staging
 from pypto_actors.backends.ray_windows import range_of
 from pypto_actors.backends.ray_wire import BLOB, INLINE, Do, Leave, Parcel, Run, Value, Wrote, encoder, from_device
-from pypto_actors.errors import InternalError
+from pypto_actors.errors import DeviceFailedError, InternalError
 from pypto_actors.executor import Answer
 from pypto_actors.messages import Completed, Dispatch, Failed
 from pypto_actors.plan import Source
 from pypto_actors.values import DeviceTensor
 
+NOTHING = memoryview(b"")
 Done: TypeAlias = Callable[[Answer], Answer | None]
 
 
@@ -37,6 +38,8 @@ class Sending(Struct, eq=False):
     stage: Stage | None
     values: list[Value]
     blobs: list[Any]
+    parcels: list[Parcel] = []
+    fault: Exception | None = None  # why its host arrays could not be taken
 
 
 class Caller:
@@ -68,7 +71,7 @@ class Caller:
         """Bring the values of a segment together; what other devices have of them is asked for. `None`: not now.
 
         Raises:
-            PeerDied: one of those devices has died.
+            DeviceFailedError: one of those devices has died.
             TypeError: a function, or an array of Python objects, cannot cross.
         """
         number = self._ledger.segment(segment)
@@ -136,45 +139,45 @@ class Caller:
         messages = (*self._ledger.take_out(), Run(message.run, number)) if out else (Run(message.run, number),)
         self._link.do(encoder.encode(messages), (), partial(self._ran, message, self._clock(), done))
 
-    def send(self, sending: Sending, done: Done, packed: Callable[[], None]) -> bool:
-        """Send a segment; `False`: its host arrays are large, it will be sent and `packed` called later. `done` gets the answer."""
+    def pack(self, sending: Sending, packed: Callable[[], None]) -> bool:
+        """Take the bytes of host arrays; `False`: they are many, and `packed` is called later, on the loop."""
         stage = sending.stage
-        if stage is None:
-            self._send(sending, [], done)
-        elif stage.nbytes <= INLINE:
-            self._send(sending, [Parcel(load.region.number, load.written, -1, load.pack().data) for load in stage.loads], done)
-        else:
-            self._elsewhere(lambda: [put_array(load.pack()) for load in stage.loads], partial(self._packed, sending, done, packed))
-            return False
-        return True
+        if stage is None or stage.nbytes <= INLINE:
+            try:
+                loads = stage.loads if stage is not None else ()
+                sending.parcels = [Parcel(load.region.number, load.written, -1, load.pack().data) for load in loads]
+            except Exception as error:
+                sending.fault = error
+            return True
+        loads = stage.loads
 
-    def _packed(self, sending: Sending, done: Done, packed: Callable[[], None], refs: Any) -> None:
-        stage = sending.stage
-        assert stage is not None
-        if self._memory.dead:
-            return
-        if isinstance(refs, Exception):
-            answer = self._taken(sending, done, self._fault(sending.message, sending.segment, refs), ())
+        def taken(refs: Any) -> None:
+            if isinstance(refs, Exception):
+                sending.fault = refs
+            else:
+                numbered = enumerate(loads, len(sending.blobs))
+                sending.parcels = [Parcel(load.region.number, load.written, blob, NOTHING) for blob, load in numbered]
+                sending.blobs += refs
+            packed()
+
+        self._elsewhere(lambda: [put_array(load.pack()) for load in loads], taken)
+        return False
+
+    def send(self, sending: Sending, done: Done) -> None:
+        """Send a segment; `done` gets the answer."""
+        message, stage = sending.message, sending.stage
+        ledger = self._ledger
+        if sending.fault is not None:
+            answer = self._taken(sending, done, self._fault(message, sending.fault), ())
             if answer is not None:
                 self._memory.post(answer)
-        else:
-            first = len(sending.blobs)
-            sending.blobs += refs
-            nothing = memoryview(b"")
-            loads = enumerate(stage.loads, first)
-            self._send(sending, [Parcel(load.region.number, load.written, blob, nothing) for blob, load in loads], done)
-        packed()
-
-    def _send(self, sending: Sending, parcels: list[Parcel], done: Done) -> None:
-        message, stage = sending.message, sending.stage
-        part = sending.segment.part
-        ledger = self._ledger
-        if stage is None and ledger.keeps(message, part):
+            return
+        if stage is None and ledger.keeps(message, sending.segment.part):
             self.run(message, ledger.keep(message, sending.number, sending.values), done)
             return
         self._leave_regions()
         back = [use for use, _, _, _ in stage.back] if stage is not None else []
-        call = Do(message.run, sending.number, sending.values, parcels, back)
+        call = Do(message.run, sending.number, sending.values, sending.parcels, back)
         frame = encoder.encode([*ledger.take_out(), call])
         self._link.do(frame, sending.blobs, partial(self._answered, sending, self._clock(), done))
 
@@ -202,13 +205,13 @@ class Caller:
             return done(self._stamped(from_device.decode(result), sent))
         if isinstance(result, Lost):
             return None
-        return done(self._fault(message, None, result))
+        return done(self._fault(message, result))
 
     def _answered(self, sending: Sending, sent: float, done: Done, result: Any) -> Answer | None:
         if isinstance(result, Lost):
             return None
         if isinstance(result, Exception):
-            return self._taken(sending, done, self._fault(sending.message, sending.segment, result), ())
+            return self._taken(sending, done, self._fault(sending.message, result), ())
         frame, *arrays = result if isinstance(result, list) else (result,)
         came = from_device.decode(frame)
         if isinstance(came, Wrote):
@@ -222,23 +225,25 @@ class Caller:
             return done(answer)
         copies = stage.copies(data) if data else []
         if size_of_copies(copies) <= LARGE_COPY:
-            copy_all(copies)
-            self._staging.leave(stage)
-            return done(answer)
+            return self._brought(stage, done, _bring(copies, answer, sending.segment))
 
-        def copied(_: Any) -> None:
-            self._staging.leave(stage)
-            last = done(answer)
-            if last is not None and not self._memory.dead:
-                self._memory.post(last)
+        def copied(last: Any) -> None:
+            if not self._memory.dead:
+                ready = self._brought(stage, done, last)
+                if ready is not None:
+                    self._memory.post(ready)
 
-        self._elsewhere(lambda: copy_all(copies), copied)
+        self._elsewhere(lambda: _bring(copies, answer, sending.segment), copied)
         return None
 
-    def _fault(self, message: Dispatch, segment: Segment | None, error: Exception) -> Failed:
+    def _brought(self, stage: Stage, done: Done, answer: Answer) -> Answer | None:
+        self._staging.leave(stage)
+        return done(answer)
+
+    def _fault(self, message: Dispatch, error: Exception) -> Failed:
         """A call that has come to nothing: not its kernels', but what it needs could not be brought, or Ray could not."""
         now = self._clock()
-        return Failed(message.run, message.part, self._rank, -1, error, now, now, isinstance(error, PeerDied))
+        return Failed(message.run, message.part, self._rank, -1, error, now, now, isinstance(error, DeviceFailedError))
 
     def _stamped(self, answer: Completed | Failed | Wrote, sent: float) -> Completed | Failed:
         """An answer with times of our clock. It ran between the sending and now, which tells how far the clocks are apart."""
@@ -249,3 +254,13 @@ class Caller:
             times = {"started": answer.started + self._offset, "finished": answer.finished + self._offset}
             return msgspec.structs.replace(answer, **times)
         return answer
+
+
+def _bring(copies: list[tuple[Array, Array]], answer: Answer, segment: Segment) -> Answer:
+    """Copy to the host; what cannot be copied, as its array cannot be written any more, fails the part."""
+    try:
+        copy_all(copies)
+    except Exception as error:
+        if isinstance(answer, Completed):
+            return Failed(answer.run, answer.part, answer.device, segment.stop - 1, error, answer.started, answer.finished)
+    return answer

@@ -64,6 +64,7 @@ class _Ours:
 
     lock = threading.Lock()
     users = 0
+    starts = 0
     thread: WorkThread | None = None
 
     @classmethod
@@ -102,6 +103,7 @@ class Session:
         import ray
 
         self._open = True
+        self._start = 0
         with _Ours.lock:
             self._ours = _Ours.users > 0
             if not ray.is_initialized():
@@ -113,6 +115,7 @@ class Session:
                     _Ours.end()
                     raise
                 self._ours, _Ours.users = True, 0
+                _Ours.starts += 1
             elif address not in (None, "auto", "local", ray.get_runtime_context().gcs_address):
                 raise RuntimeError(
                     f"Ray is initialised already, with the cluster at {ray.get_runtime_context().gcs_address}, and a process has only one; "
@@ -120,13 +123,14 @@ class Session:
                 )
             if self._ours:
                 _Ours.users += 1
+                self._start = _Ours.starts
 
     def leave(self) -> None:
         """End Ray if it is ours and nobody else uses it."""
         import ray
 
         with _Ours.lock:
-            if self._open and self._ours:
+            if self._open and self._ours and self._start == _Ours.starts:  # else somebody has ended it, and it was started again
                 _Ours.users -= 1
                 if _Ours.users == 0:
                     _Ours.do(ray.shutdown)
@@ -172,5 +176,5 @@ class Places:
 
 
 def import_path() -> Sequence[str]:
-    """Where an actor on this machine may find what is imported here."""
-    return [os.path.abspath(each) for each in sys.path]
+    """Where an actor finds what is imported here, if it is on this machine or one like it."""
+    return list(dict.fromkeys(os.path.abspath(each) for each in sys.path))

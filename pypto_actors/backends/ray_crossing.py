@@ -1,16 +1,17 @@
-"""Where devices go on together after a meeting: what each needs of the others' memory is asked for by all, before any of them goes on
-and changes it."""
+"""Where devices go on together after a meeting: what each needs of the others' memory, and of the host's, is asked for and taken by all
+before any of them goes on and changes it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from pypto_actors.executor import Desk
 
 Fetched: TypeAlias = dict[Any, Any]  # refs of what has been asked for, so that what several need is asked for once
-Ask: TypeAlias = Callable[[Fetched], Callable[[], None]]  # gives how to go on
+# Ask for what is needed, and tell once when all of it that is on the host has been taken, now or later; gives how to go on.
+Ask: TypeAlias = Callable[[Fetched, Callable[[], None]], Callable[[], None]]
 
 
 class Crossing:
@@ -29,7 +30,27 @@ class Crossing:
 
     def _cross(self) -> None:
         waiting, self._waiting = self._waiting, []
-        fetched: Fetched = {}
-        for go_on in [ask(fetched) for ask in waiting]:
-            go_on()
-        self._desk.turn()
+        if _together(waiting):
+            self._desk.turn()
+
+    def alone(self, ask: Ask) -> None:
+        """One that has met nobody goes on, in a turn if it can."""
+        _together([ask])
+
+
+def _together(waiting: Sequence[Ask]) -> bool:
+    """All ask, and go on when all have taken what they need: now, or in a later turn."""
+    fetched: Fetched = {}
+    missing = len(waiting) + 1
+    go_on: list[Callable[[], None]] = []
+
+    def taken() -> None:
+        nonlocal missing
+        missing -= 1
+        if missing == 0:
+            for each in go_on:
+                each()
+
+    go_on += [ask(fetched, taken) for ask in waiting]
+    taken()
+    return missing == 0

@@ -128,7 +128,9 @@ class RayDevice:
     def _get(self, ranges: Sequence[Range]) -> Any:
         """Bytes: inside of the answer when they are few, else as an array, which Ray copies before the next call."""
         parts = [self._range(where) for where in ranges]
-        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if not parts:
+            return b""
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, np.uint8)])
         return whole.tobytes() if whole.size <= INLINE else whole
 
     # ------------------------------------------------------------------------------------------ values

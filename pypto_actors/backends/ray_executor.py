@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,12 @@ from pypto_actors.backends.memory import Interconnect, sliced
 from pypto_actors.backends.ray_caller import Caller, Sending
 from pypto_actors.backends.ray_crossing import Crossing, Fetched
 from pypto_actors.backends.ray_ledger import Ledger
-from pypto_actors.backends.ray_link import Inbox, Link, PeerDied
+from pypto_actors.backends.ray_link import Inbox, Link
 from pypto_actors.backends.ray_memory import RayMemory
 from pypto_actors.backends.ray_segments import Segment
 from pypto_actors.backends.rendezvous import Deserted
 from pypto_actors.backends.thread import WorkThread
-from pypto_actors.errors import InternalError
+from pypto_actors.errors import DeviceFailedError, InternalError
 from pypto_actors.executor import Answer, Desk, read_only
 from pypto_actors.messages import Commit, Completed, Dispatch, Failed, Piece, Reached, Release
 from pypto_actors.plan import Part, Plan, Slot, Source
@@ -81,7 +82,7 @@ class RayExecutor(LocalExecutor):
         self._crossing = crossing
         self._peers = peers
         self.ledger = Ledger(rank)
-        self.link = Link(inbox, self._ended)
+        self.link = Link(rank, inbox, self._ended)
         self.memory = RayMemory(rank, self.link, self.ledger, clock, desk.post, self._in_thread, peers)
         self._caller = Caller(rank, self.link, self.ledger, self.memory, clock, self._in_thread, peers)
         self._held: deque[Dispatch] = deque()  # not sent yet, in order
@@ -189,12 +190,16 @@ class RayExecutor(LocalExecutor):
         if sending is None:
             return False
         self._held.popleft()
-        self._packing = not self._caller.send(sending, self._single_done, self._packed)
+        self._packing = not self._caller.pack(sending, lambda: self._packed(sending))
+        if not self._packing:
+            self._caller.send(sending, self._single_done)
         return True
 
-    def _packed(self) -> None:
+    def _packed(self, sending: Sending) -> None:
         self._packing = False
-        self._advance()
+        if not self.dead:
+            self._caller.send(sending, self._single_done)
+            self._advance()
 
     def _inbox_answer(self, answer: Answer) -> Answer | None:
         return None if self.dead else answer
@@ -211,26 +216,29 @@ class RayExecutor(LocalExecutor):
 
     def _go_on(self, hand: Hand) -> None:
         """Send the next segment, or go past it if it has no steps."""
-        if hand.segments[hand.at].steps:
-            self._send(hand, {}, False)()
-        else:
+        if not hand.segments[hand.at].steps:
             self._done(hand)
+            return
+        self._crossing.alone(partial(self._ask, hand, False))
 
-    def _send(self, hand: Hand, fetched: Fetched, in_order: bool) -> Callable[[], None]:
-        """Make the next segment ready; what comes back sends it."""
+    def _ask(self, hand: Hand, in_order: bool, fetched: Fetched, taken: Callable[[], None]) -> Callable[[], None]:
+        """Ask for what the next segment needs; what comes back sends it."""
         try:
             sending = self._caller.prepare(hand.message, hand.segments[hand.at], fetched, in_order)
             if sending is None:
                 raise InternalError(f"{hand.message!r} waits for bytes that are in flight")
+            if self._caller.pack(sending, taken):
+                taken()
         except Exception as error:
             now = self._clock()
-            failure = Failed(hand.message.run, hand.part.index, self._rank, -1, error, now, now, isinstance(error, PeerDied))
+            failure = Failed(hand.message.run, hand.part.index, self._rank, -1, error, now, now, isinstance(error, DeviceFailedError))
+            taken()
             return lambda: self._end(hand, failure)
         return lambda: self._submit(hand, sending)
 
     def _submit(self, hand: Hand, sending: Sending) -> None:
         if self._hand is hand:
-            self._caller.send(sending, lambda answer: self._segment_done(hand, answer), lambda: None)
+            self._caller.send(sending, lambda answer: self._segment_done(hand, answer))
 
     def _segment_done(self, hand: Hand, answer: Answer) -> None:
         if self._hand is not hand:
@@ -281,7 +289,7 @@ class RayExecutor(LocalExecutor):
             return
         hand.at += 1
         if segment.sync is not None and hand.segments[hand.at].steps:
-            self._crossing.add(lambda fetched: self._send(hand, fetched, True))
+            self._crossing.add(partial(self._ask, hand, True))
         else:
             self._go_on(hand)
 
@@ -305,15 +313,24 @@ class RayExecutor(LocalExecutor):
         self.memory.release(message.allocations)
         self._tidy_later()
 
+    def fetch(self, slot: Slot, args: Sequence[Any], scratch: Sequence[int], plan: Plan) -> asyncio.Future[None] | None:
+        """Fetch what `window` gives; `None`: it is at hand."""
+        value = self._seen(slot, args, scratch, plan)
+        return self.memory.look(value) if type(value) is DeviceTensor else None
+
     def window(self, slot: Slot, args: Sequence[Any], scratch: Sequence[int], plan: Plan) -> Any:
-        value = self.ledger.slot(slot, args, scratch, plan)
+        value = self._seen(slot, args, scratch, plan)
         if type(value) is DeviceTensor:
-            if slot.source is Source.SCRATCH:
-                self.memory.scratch(value.allocation, plan.scratch[slot.index].nbytes)
             return self.memory.window(value, slot.writable)
         if isinstance(value, np.ndarray):
             array = sliced(value, slot.path)
             return array if slot.writable else read_only(array)
+        return value
+
+    def _seen(self, slot: Slot, args: Sequence[Any], scratch: Sequence[int], plan: Plan) -> Any:
+        value = self.ledger.slot(slot, args, scratch, plan)
+        if slot.source is Source.SCRATCH:
+            self.memory.scratch(value.allocation, plan.scratch[slot.index].nbytes)
         return value
 
     def _tidy_later(self) -> None:

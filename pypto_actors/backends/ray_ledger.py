@@ -104,7 +104,7 @@ class Ledger:
         """The value of a use on the wire; of device memory, its tensor. Host arrays are staged before."""
         value = self.slot(slot, message.args, message.scratch, message.plan)
         if type(value) is DeviceTensor:
-            return chunk_of(value, use)
+            return use.of(value)
         if type(value) in SCALARS or value is None or (type(value) is int and -(1 << 63) <= value < 1 << 63):
             return value
         return pickle.dumps(value)
@@ -181,11 +181,3 @@ class Ledger:
             self._users.setdefault(arg.allocation, []).append(identity)
         self.out.append(Know(number, segment, values))
         return number
-
-
-def chunk_of(tensor: DeviceTensor, use: Use) -> DeviceTensor:
-    """The part of a tensor that a use names."""
-    if use.chunks == 1:
-        return tensor
-    size = tensor.shape[0] // use.chunks
-    return tensor[use.chunk * size : (use.chunk + 1) * size]

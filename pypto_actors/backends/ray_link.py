@@ -4,6 +4,7 @@ one wake-up for all that come before it is heard."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -11,17 +12,18 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias
 
+from pypto_actors.errors import DeviceFailedError
 from pypto_actors.executor import Answer, Desk
 
+PATIENCE = 30.0  # seconds for bytes that the loop waits for
 Then: TypeAlias = Callable[[Any], Answer | None]  # gets what a call gave, on the loop; may have an answer for the coordinator
+
+
+logger = logging.getLogger("pypto_actors")
 
 
 class Lost(Exception):
     """Stands for the result of a call to an actor that has died."""
-
-
-class PeerDied(RuntimeError):
-    """What a device was to read of another one is gone with it."""
 
 
 class Inbox:
@@ -64,7 +66,8 @@ class Inbox:
 class Link:
     """`ended(reason)` hears of the actor's end, once, on the loop."""
 
-    def __init__(self, inbox: Inbox, ended: Callable[[str], None]) -> None:
+    def __init__(self, rank: int, inbox: Inbox, ended: Callable[[str], None]) -> None:
+        self._rank = rank
         self._inbox = inbox
         self._ended = ended
         self._actor: Any = None
@@ -114,6 +117,26 @@ class Link:
         self.owed += 1
         return self._send(self._io, (frame, *blobs), partial(self._answered, then))
 
+    def wait(self, ref: Any) -> Any:
+        """What a call gives, at once; whoever calls waits, and so does the loop.
+
+        Raises:
+            DeviceFailedError: the device has died, or has not answered for long and is given up.
+        """
+        ray = sys.modules["ray"]
+        try:
+            return ray.get(ref, timeout=PATIENCE)
+        except ray.exceptions.GetTimeoutError:
+            reason = f"its actor did not answer within {PATIENCE:.0f} s"
+            self.kill()
+            self.lost(reason)
+        except Exception as error:
+            fault = self.fault(error)
+            if not isinstance(fault, Lost):
+                raise fault from error
+            reason = str(fault)
+        raise DeviceFailedError(f"device {self._rank} died ({reason})")
+
     def tell(self, frame: bytes) -> None:
         """A call that nobody waits for."""
         self._do(frame)
@@ -132,11 +155,17 @@ class Link:
         return ref
 
     def _result(self, then: Then, result: Any) -> Answer | None:
-        if isinstance(result, Exception):
-            result = self._fault(result)
-        return then(result)
+        try:
+            if isinstance(result, Exception):
+                result = self.fault(result)
+            return then(result)
+        except Exception as error:  # a fault of our own must leave nobody waiting
+            logger.critical("an answer of a device could not be taken; the device is given up", exc_info=error)
+            self.kill()
+            self.lost(f"its answer could not be taken: {error!r}; please report it")
+            return None
 
-    def _fault(self, error: Exception) -> Exception:
+    def fault(self, error: Exception) -> Exception:
         """The error of a call; if the actor has died, everybody hears of that first."""
         exceptions = sys.modules["ray.exceptions"]
         if isinstance(error, exceptions.RayTaskError):
@@ -152,7 +181,7 @@ class Link:
             peer = self._inbox.links.get(error.actor_id)
             if peer is not None:
                 peer.lost(reason)
-            return PeerDied(f"another device has died, of which this one was to get bytes: {reason}")
+            return DeviceFailedError(f"{reason}; bytes of it were to go to device {self._rank}")
         return error
 
     # ------------------------------------------------------------------------------------------ ends
@@ -171,6 +200,9 @@ class Link:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    detail = next((line for line in lines if "exit" in line.lower() or "killed" in line.lower() or "node" in line.lower()), "")
-    return f"its actor died: {detail or (lines[0] if lines else type(error).__name__)}"
+    """What Ray says of the end of an actor, without its advice."""
+    text = " ".join(str(error).split())
+    _, _, why = text.rpartition("The actor is dead because ")
+    _, _, detail = why.rpartition("Worker exit detail: ")
+    sentence = detail.partition(" Some common causes")[0].partition(" There are some potential root causes")[0]
+    return f"its actor died: {sentence.rstrip('.') or type(error).__name__}"

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from pypto_actors.backends.ray_ledger import Ledger
-from pypto_actors.backends.ray_link import Link, Lost, PeerDied
+from pypto_actors.backends.ray_link import Link, Lost
 from pypto_actors.backends.ray_windows import Windows, range_of
-from pypto_actors.backends.ray_wire import INLINE, Get, Make, Move, Put, encoder
+from pypto_actors.backends.ray_wire import INLINE, Get, Make, Move, Put, Range, encoder
+from pypto_actors.errors import DeviceFailedError
 from pypto_actors.executor import Answer
 from pypto_actors.messages import Commit, Completed, Failed, Piece, Read, Transfer, Write
 from pypto_actors.values import DeviceTensor
 
 Array: TypeAlias = np.ndarray[Any, Any]
 LARGE_COPY = 1 << 18  # bytes; from here on a copy on the host takes longer than the way to a thread and back
-PATIENCE = 30.0  # seconds for bytes that the loop waits for
 Elsewhere: TypeAlias = Callable[[Callable[[], Any], Callable[[Any], None]], None]  # work in a thread, then go on here
 
 
@@ -161,10 +162,10 @@ class RayMemory:
         """Bytes of this device for another one, as a ref. `in_order`: after what was sent to the kernels, and before what will be.
 
         Raises:
-            PeerDied: the device has died.
+            DeviceFailedError: the device has died.
         """
         if self.dead:
-            raise PeerDied(f"device {self._rank} has died")
+            raise DeviceFailedError(f"device {self._rank} has died")
         before = [message for tensor in tensors for message in self._touched(tensor)]
         ranges = [range_of(tensor) for tensor in tensors]
         if in_order:
@@ -173,20 +174,39 @@ class RayMemory:
 
     # ------------------------------------------------------------------------------------------ seen by callbacks
 
-    def window(self, tensor: DeviceTensor, writable: bool) -> Array:
-        """What a callback sees of a tensor. Not fetched before, it is waited for: some milliseconds, beside the kernels."""
+    def look(self, tensor: DeviceTensor) -> asyncio.Future[None] | None:
+        """Fetch what a callback is to see of a tensor; done when `window` has it. `None`: it has it."""
         where = self.windows.missing(tensor)
-        if where is not None:
-            import ray
+        if where is None or self.dead:
+            return None
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-            data = ray.get(self._look(tensor), timeout=PATIENCE)
-            self.windows.fill(where, data, self._ledger.size(tensor.allocation))
+        def came(result: Any) -> None:
+            if future.done():
+                return
+            if isinstance(result, Exception):
+                future.set_exception(DeviceFailedError(f"device {self._rank} died ({result})") if isinstance(result, Lost) else result)
+            else:
+                self._seen(where, result)
+                future.set_result(None)
+
+        self._link.io(self._looking(where), (), came)
+        return future
+
+    def window(self, tensor: DeviceTensor, writable: bool) -> Array:
+        """What a callback sees of a tensor. Where nobody has fetched it before, it is waited for: milliseconds, beside the kernels."""
+        where = self.windows.missing(tensor)
+        if self.dead:
+            raise DeviceFailedError(f"device {self._rank} has died")
+        if where is not None:
+            self._seen(where, self._link.wait(self._link.fetch(self._looking(where), False)))
         return self.windows.view(tensor, writable)
 
-    def _look(self, tensor: DeviceTensor) -> Any:
-        where = range_of(tensor)
-        before = [*self._ledger.remade([where[0]]), *self.windows.flush(where, keep=True)]
-        return self._link.fetch(encoder.encode([*before, Get([where])]), in_order=False)
+    def _looking(self, where: Range) -> bytes:
+        return encoder.encode([*self._ledger.remade([where[0]]), *self.windows.flush(where, keep=True), Get([where])])
+
+    def _seen(self, where: Range, data: Any) -> None:
+        self.windows.fill(where, data, self._ledger.size(where[0]))
 
 
 def put_array(array: Array) -> Any:

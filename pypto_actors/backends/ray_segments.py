@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from msgspec import Struct
 
 from pypto_actors import collectives
 from pypto_actors.plan import Part, Sync
+from pypto_actors.values import DeviceTensor
 
 Array: TypeAlias = np.ndarray[Any, Any]
+T = TypeVar("T", Array, DeviceTensor)
 Function: TypeAlias = Callable[..., Any] | None
 
 
@@ -29,6 +31,13 @@ class Use(Struct, frozen=True):
     writable: bool
     chunk: int = 0
     chunks: int = 1
+
+    def of(self, whole: T) -> T:
+        """What it names of the value of its slot, an array or a tensor."""
+        if self.chunks == 1:
+            return whole
+        size = whole.shape[0] // self.chunks
+        return whole[self.chunk * size : (self.chunk + 1) * size]
 
 
 class Segment(Struct, frozen=True, eq=False):
@@ -114,12 +123,12 @@ _COLLECTIVES: dict[Callable[..., None], Callable[..., tuple[Function, list[Use]]
 def reduce_all(operation: str, member: int, *refs: Array) -> None:
     """Reduce into `refs[member]`."""
     combine = collectives.OPERATIONS[operation]
-    flat = [ref.reshape(-1) for ref in refs]
-    mine = flat[member]
-    step = max(1, collectives.BLOCK // max(1, mine.itemsize))
-    for begin in range(0, mine.size, step):
-        part = slice(begin, begin + step)
-        total = flat[0][part].copy()
+    flat = [ref.reshape(-1) if ref.flags.c_contiguous else ref.flat for ref in refs]
+    mine, size = flat[member], refs[member].size
+    step = max(1, collectives.BLOCK // max(1, refs[member].itemsize))
+    for begin in range(0, size, step):
+        part = slice(begin, min(begin + step, size))
+        total: Array = flat[0][part].copy()
         for other in flat[1:]:
             combine(total, other[part], out=total)
         mine[part] = total

@@ -137,7 +137,7 @@ class Staging:
             array = message.args[slot.index] if slot.source is Source.ARGUMENT else None
             if not isinstance(array, np.ndarray):
                 continue
-            array = sliced(array, slot.path).view(np.ndarray)
+            array = use.of(sliced(array, slot.path).view(np.ndarray))
             if array.dtype.hasobject:
                 raise TypeError(f"an array of Python objects cannot cross to a device of Ray, got the dtype {array.dtype}")
             if array.nbytes == 0:

@@ -100,14 +100,14 @@ async def test_types(large: bool) -> None:
             empty = await worker.alloc_tensor((0, 3), kind)
             await worker.run(program, empty)
             assert (await worker.read(empty)).shape == (0, 3)
-        with pytest.raises(pa.KernelError, match="Python objects"):
+        with pytest.raises(pa.ArgumentValueError, match="Python objects"):
             await worker.run(program, np.array([None, 1]))
 
 
 @pytest.mark.parametrize("large", [False, True])
-@pytest.mark.parametrize("in_flight", [1, 8])
-async def test_chains_on_one_host_array(in_flight: int, large: bool) -> None:
+async def test_chains_on_one_host_array(large: bool) -> None:
     """Handed over while those before them run: each sees what the one before it wrote."""
+    in_flight = 4
     n = (1 << 17) if large else N
     program = affine_on(0)
     want, x, other = ints(1, n), ints(1, n), ints(3, n)
@@ -199,8 +199,8 @@ async def test_host_arrays_of_parts_that_meet() -> None:
     assert results[:2] == results[2:]
 
 
-@pytest.mark.parametrize("world", [2, 3])
-async def test_collectives_as_on_threads(world: int) -> None:
+async def test_collectives_as_on_threads() -> None:
+    world = 3
     program = collectives(world)
     x = np.random.default_rng(0).standard_normal((world, 2 * world, 5)).astype(F32)
     results: list[Sequence[bytes]] = []
