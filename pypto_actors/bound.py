@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from msgspec import Struct
 
+from pypto_actors.accesses import accesses_of, host_accesses
 from pypto_actors.addresses import address_of
 from pypto_actors.errors import ArgumentTypeError
 from pypto_actors.handle import DistributedRunHandle, RunResult
 from pypto_actors.memory import abandon
 from pypto_actors.registry import Entry
 from pypto_actors.signature import check_one
-from pypto_actors.submission import PLAIN, Options, Prepared, accesses_of, host_accesses, prepare
+from pypto_actors.submission import PLAIN, Options, Prepared, prepare
 from pypto_actors.tensors import Tensors
 from pypto_actors.values import HOST, Access, DeviceTensor, Fixed, Shape
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 from pypto_actors.errors import InternalError, PyptoActorsError
 
 if TYPE_CHECKING:
-    from pypto_actors.hazards import Claim
+    from pypto_actors.lanes import Claim
     from pypto_actors.plan import Plan
 
 

@@ -10,12 +10,13 @@ import anyio
 import numpy as np
 import numpy.typing as npt
 
+from pypto_actors.accesses import host_accesses
 from pypto_actors.errors import ArgumentTypeError, ArgumentValueError, InternalError, ProgramError, StaleTensorError
 from pypto_actors.lifecycle import Record, RunState
 from pypto_actors.mailbox import Counter
 from pypto_actors.messages import Allocate, Cancel, Copy, Free, Piece, Read, Transfer, Write
 from pypto_actors.recording import shape_of
-from pypto_actors.submission import host_accesses, rank_of
+from pypto_actors.submission import rank_of
 from pypto_actors.system import System
 from pypto_actors.tensors import Tensors, tensors_of
 from pypto_actors.values import Access, DeviceTensor, StackedDeviceTensor

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "pypto_actors"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config", "values", "addresses"),
-    ("plan", "parameters", "sources"),
+    ("plan", "parameters", "sources", "lanes", "accesses"),
     ("messages", "collectives", "program", "constants"),
     ("arena", "hazards", "policy", "refs"),
     ("lifecycle", "steps"),
