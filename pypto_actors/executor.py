@@ -59,7 +59,10 @@ class Executor(Protocol):
         """Die, as hardware would; tell the desk."""
 
     def window(self, slot: Slot, args: Sequence[Any], scratch: Sequence[int], plan: Plan) -> Any:
-        """The value of a slot as a host callback sees it: an array of this device's memory, a host array, or a scalar."""
+        """The value of a slot as a host callback sees it: an array of this device's memory, a host array, or a scalar.
+
+        An executor may also have `fetch`, with the same arguments: it gives `None`, or a future that is to be awaited before `window`.
+        """
 
 
 class Backend(Protocol):

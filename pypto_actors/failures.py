@@ -51,7 +51,7 @@ def raised(message: Failed, record: Record) -> Failure:
     """A kernel, a callback or a copy raised."""
     error = message.error
     plan = record.plan
-    ours = plan is None or (message.step < 0 and plan.parts[message.part].device >= 0)  # no function of the user's was at work
+    ours = plan is None or message.step < 0  # no function of the user's was at work
     if ours and isinstance(error, PyptoActorsError) and not isinstance(error, KernelError):
         fields = {name: value for name, value in vars(error).items() if not name.startswith("__")}
         return Failure(type(error), str(error), fields, error)

@@ -54,6 +54,30 @@ class HostActor:
 
     def receive(self, message: Call) -> None:
         part = message.plan.parts[message.part]
+        fetching = [future for slot in part.slots if (future := self._fetch(slot, message)) is not None]
+        if not fetching:
+            self._begin(message)
+            return
+        task = self._loop.create_task(self._begin_later(message, fetching), name=f"fetches for callback {part.steps[0].name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _fetch(self, slot: Slot, message: Call) -> asyncio.Future[None] | None:
+        """Where the memory of a device is out of reach, what a callback sees of it is fetched first."""
+        executor = self.executors[self._device(slot, message)]
+        fetch = getattr(executor, "fetch", None)
+        return None if fetch is None else fetch(slot, message.args, message.scratch, message.plan)
+
+    async def _begin_later(self, message: Call, fetching: Sequence[asyncio.Future[None]]) -> None:
+        outcomes = await asyncio.gather(*fetching, return_exceptions=True)
+        error = next((outcome for outcome in outcomes if isinstance(outcome, Exception)), None)
+        if error is None:
+            self._begin(message)
+        else:
+            self._post(self._failed(message, error, self._loop.time(), -1))
+
+    def _begin(self, message: Call) -> None:
+        part = message.plan.parts[message.part]
         callback = part.callback
         function = self._named[callback] if isinstance(callback, str) else callback
         if function is None:
@@ -62,7 +86,7 @@ class HostActor:
             values = [self._value(slot, message) for slot in part.slots]
             arguments = [values[slot] for slot in part.steps[0].slots]
         except Exception as error:
-            self._post(self._failed(message, error, self._loop.time()))
+            self._post(self._failed(message, error, self._loop.time(), -1))
             return
         inside = Inside(self._worker, part.steps[0].name)
         context = contextvars.copy_context()
@@ -78,12 +102,13 @@ class HostActor:
             self._run_in_thread(lambda: context.run(self._run, message, function, arguments, inside))
 
     def _value(self, slot: Slot, message: Call) -> Any:
-        device = 0
+        return self.executors[self._device(slot, message)].window(slot, message.args, message.scratch, message.plan)
+
+    def _device(self, slot: Slot, message: Call) -> int:
+        """Where the value of a slot lives; what lives on no device, any can give."""
         if slot.source is Source.ARGUMENT and isinstance(message.args[slot.index], DeviceTensor):
-            device = message.args[slot.index].device
-        elif slot.source is Source.SCRATCH:
-            device = message.plan.scratch[slot.index].device
-        return self.executors[device].window(slot, message.args, message.scratch, message.plan)
+            return int(message.args[slot.index].device)
+        return message.plan.scratch[slot.index].device if slot.source is Source.SCRATCH else 0
 
     def _run(self, message: Call, function: Callable[..., Any], arguments: list[Any], inside: Inside) -> Answer:
         started = self._loop.time()
@@ -112,5 +137,6 @@ class HostActor:
         finally:
             inside.active = False
 
-    def _failed(self, message: Call, error: BaseException, started: float) -> Failed:
-        return Failed(message.run, message.part, -1, 0, error, started, self._loop.time())
+    def _failed(self, message: Call, error: BaseException, started: float, step: int = 0) -> Failed:
+        """The callback raised, or (step -1) could not be called."""
+        return Failed(message.run, message.part, -1, step, error, started, self._loop.time())

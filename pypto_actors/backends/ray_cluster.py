@@ -43,13 +43,15 @@ async def in_thread(name: str, work: Callable[[], T]) -> T:
         else:
             loop.call_soon_threadsafe(future.set_result, result)
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
         try:
             await asyncio.wait([future])
         except asyncio.CancelledError as error:
             cancelled = error
+    thread.join()  # it has nothing left to do
     if cancelled is not None:
         future.exception()
         raise cancelled
