@@ -153,6 +153,12 @@ async def compare(other: Other, directory: Path, rounds: int) -> dict[str, Any]:
     return results
 
 
+def answer_of(name: str, result: dict[str, Any]) -> harness.Answer:
+    """For the picture."""
+    ratios = [theirs / mine for mine, theirs in zip(result["ours"], result["transformers"], strict=True)]
+    return harness.Answer(name, "transformers", "× as fast", *NEEDED[name], ratios, "rounds that alternate")
+
+
 def main() -> None:
     """Print one line for each question; with `--json`, write all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -160,6 +166,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="BLAS threads of each side (default: 1)")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the rounds there; larger is better")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="then run our side once more and write a Chrome trace of that there")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, threadpoolctl.threadpool_limits(options.threads):
@@ -174,6 +181,8 @@ def main() -> None:
         mine, theirs = (1e3 * statistics.median(result[side]) for side in ("ours", "transformers"))
         must, aim = NEEDED[name]
         print(f"{name:16} ours {mine:7.2f} ms, transformers {theirs:7.2f} ms: {result['ratio']:.2f} × (must {must}, aim {aim})")
+    if options.plot:
+        harness.plot(options.plot, "times as fast as transformers", [answer_of(name, result) for name, result in results.items()])
     if options.json:
         options.json.write_text(json.dumps({"threads": options.threads, "results": results}, indent=2) + "\n")
 

@@ -65,12 +65,12 @@ def alias(parts: Sequence[tuple[int, Sequence[Access]]], args: Sequence[Any]) ->
             if other[4] != position and (write or other[3]):
                 return True
     return any(
-        isinstance(args[position], np.ndarray) and _overlaps_itself(args[position])
+        isinstance(args[position], np.ndarray) and overlaps_itself(args[position])
         for position in {position for position, accesses in parts if any(write for _, _, _, write in accesses)}
     )
 
 
-def _overlaps_itself(array: Array) -> bool:
+def overlaps_itself(array: Array) -> bool:
     """May two elements of the array have bytes in common?"""
     if array.flags.c_contiguous or array.size == 0:
         return False

@@ -66,7 +66,10 @@ class Executor(Protocol):
 
 
 class Backend(Protocol):
-    """Makes the executors of a worker, one a device."""
+    """Makes the executors of a worker, one a device.
+
+    It may also have `abort()`, which is called when the worker aborts, while work is still under way.
+    """
 
     name: str
     virtual_time: bool  # may it run on a loop whose clock is virtual?

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any
 
+from pypto_actors.backends.blas import blas_variables, check_blas_threads
 from pypto_actors.backends.process_executor import ProcessExecutor, Wave
 from pypto_actors.backends.rendezvous import Key
 from pypto_actors.backends.shared_memory import SharedInterconnect
@@ -15,7 +16,6 @@ from pypto_actors.backends.shipping import check_cloudpickle
 from pypto_actors.backends.thread import WorkThread
 from pypto_actors.executor import Desk, Executor, clock_of
 
-THREADS_OF = ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM", "NUMEXPR")
 GRACE = 10.0  # seconds from the end of the work, or from an abort, after which a process is killed
 
 
@@ -34,8 +34,7 @@ class ProcessBackend:
     callbacks_in_threads = True
 
     def __init__(self, blas_threads: int | None = 1) -> None:
-        if blas_threads is not None and (isinstance(blas_threads, bool) or not isinstance(blas_threads, int) or blas_threads < 1):
-            raise ValueError(f"blas_threads is a number of threads from 1, or None, got {blas_threads!r}")
+        check_blas_threads(blas_threads)
         self.blas_threads = blas_threads
         self._executors: list[ProcessExecutor] = []
         self._buried: list[ProcessExecutor] = []  # dead ones
@@ -138,10 +137,7 @@ class ProcessBackend:
             self._executors, self._buried = [], []
 
     def _environment(self) -> Mapping[str, str]:
-        environment = dict(os.environ)
-        if self.blas_threads is not None:
-            environment.update({f"{library}_NUM_THREADS": str(self.blas_threads) for library in THREADS_OF})
-        return environment
+        return {**os.environ, **blas_variables(self.blas_threads)}
 
     def _lost(self, slabs: list[int]) -> None:
         """Slabs have gone with their device: who has mapped them lets them go."""

@@ -23,7 +23,7 @@ SCALARS = (bool, float, str)
 
 
 class Known(Struct, eq=False, gc=False):
-    """A call that the process knows: the very tuple of arguments, which comes again and again."""
+    """A call that the device knows: the very tuple of arguments, which comes again and again."""
 
     args: tuple[Any, ...]
     plan: Plan  # of one part

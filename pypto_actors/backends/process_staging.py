@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from msgspec import Struct
@@ -24,6 +24,18 @@ from pypto_actors.plan import Part, Source
 Array: TypeAlias = np.ndarray[Any, Any]
 Key: TypeAlias = tuple[int, tuple[int, ...], tuple[int, ...], str]  # address, shape, strides, dtype
 At: TypeAlias = tuple[int, int]  # part, slot
+
+
+class Extent(Protocol):
+    """Bytes `[low, high)` of host memory."""
+
+    @property
+    def low(self) -> int: ...
+    @property
+    def high(self) -> int: ...
+
+
+V = TypeVar("V", bound=Extent)
 
 
 class Region(Struct, eq=False):
@@ -95,7 +107,7 @@ class Staging:
             TypeError: an array holds Python objects.
         """
         values: dict[At, Value] = {}
-        groups = _groups(self._views(message, parts, values))
+        groups = grouped(self._views(message, parts, values))
         chained = message.plan.sole >= 0
         shared: list[Region | None] = []
         for group in groups:
@@ -183,9 +195,9 @@ class Staging:
                 self._heap.give(region.block)
 
 
-def _groups(views: list[_View]) -> list[list[_View]]:
+def grouped(views: Iterable[V]) -> list[list[V]]:
     """Views that share memory, or might, together."""
-    groups: list[list[_View]] = []
+    groups: list[list[V]] = []
     high = -1
     for view in sorted(views, key=lambda view: view.low):
         if view.low < high:

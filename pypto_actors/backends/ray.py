@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from pypto_actors.backends.blas import check_blas_threads
 from pypto_actors.backends.memory import Interconnect
 from pypto_actors.backends.ray_cluster import STRATEGIES, Placement, Places, Session, check_ray, import_path, in_thread
 from pypto_actors.backends.ray_crossing import Crossing
@@ -71,8 +72,7 @@ class RayBackend:
             if resource in ("CPU", "GPU") or not isinstance(resource, str):
                 raise ValueError(f"resources are custom ones of the cluster's nodes, by name, got {resource!r}; for CPUs there is cpus")
             _check_amount(f"resources[{resource!r}]", amount, zero=False)
-        if blas_threads is not None and (isinstance(blas_threads, bool) or not isinstance(blas_threads, int) or blas_threads < 1):
-            raise ValueError(f"blas_threads is a number of threads from 1, or None, got {blas_threads!r}")
+        check_blas_threads(blas_threads)
         self.address = address
         self.placement = placement
         self.cpus = cpus

@@ -12,14 +12,14 @@ import sys
 import threading
 from typing import Any
 
-THREADS_OF = ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM", "NUMEXPR")
+from pypto_actors.backends.blas import LIBRARIES
 
 
 def device_class(package: str) -> Any:
     """The class of the actors, for `ray.remote`; a local class crosses by value."""
     import ray
 
-    threads_of = THREADS_OF
+    libraries = LIBRARIES
 
     class Device:
         """One device. It is a shell: what it does is in `ray_device`."""
@@ -34,7 +34,7 @@ def device_class(package: str) -> Any:
         def start(self, blas_threads: int | None, path: list[str]) -> int:
             """Load what it needs, from where the worker has it if that is here too; gives the process id."""
             if blas_threads is not None:
-                os.environ.update({f"{library}_NUM_THREADS": str(blas_threads) for library in threads_of})
+                os.environ.update({f"{library}_NUM_THREADS": str(blas_threads) for library in libraries})
             known = [each for each in path if os.path.isdir(each)]
             sys.path[:] = known + [each for each in sys.path if each not in known]
             module = importlib.import_module(f"{package}.backends.ray_device")

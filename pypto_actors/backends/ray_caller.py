@@ -18,7 +18,8 @@ from pypto_actors.backends.ray_memory import LARGE_COPY, Elsewhere, RayMemory, p
 from pypto_actors.backends.ray_segments import Segment
 from pypto_actors.backends.ray_staging import Array, Stage, Staging
 from pypto_actors.backends.ray_windows import range_of
-from pypto_actors.backends.ray_wire import BLOB, INLINE, Do, Leave, Parcel, Run, Value, Wrote, encoder, from_device
+from pypto_actors.backends.ray_wire import BLOB, INLINE, Do, Leave, Parcel, Value, Wrote, encoder, from_device
+from pypto_actors.backends.wire import Run
 from pypto_actors.errors import DeviceFailedError, InternalError
 from pypto_actors.executor import Answer
 from pypto_actors.messages import Completed, Dispatch, Failed

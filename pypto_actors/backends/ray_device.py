@@ -23,7 +23,6 @@ from pypto_actors.backends.ray_wire import (
     Free,
     Get,
     Know,
-    Learn,
     Leave,
     Make,
     Move,
@@ -31,12 +30,12 @@ from pypto_actors.backends.ray_wire import (
     Prepare,
     Put,
     Range,
-    Run,
     ToDevice,
     Wrote,
     encoder,
     to_device,
 )
+from pypto_actors.backends.wire import Learn, Run
 from pypto_actors.messages import Completed, Failed
 
 Array: TypeAlias = np.ndarray[Any, Any]

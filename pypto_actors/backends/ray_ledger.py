@@ -6,28 +6,17 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from msgspec import Struct
-
 from pypto_actors.backends.memory import sliced_tensor
+from pypto_actors.backends.process_ledger import MOST, SCALARS, Known
 from pypto_actors.backends.process_staging import dtype_key
 from pypto_actors.backends.ray_segments import Segment, Use, segments_of
-from pypto_actors.backends.ray_wire import COPY, EMPTY, TENSOR, Drop, Forget, Free, Know, Learn, Make, Prepare, Value
+from pypto_actors.backends.ray_wire import COPY, EMPTY, TENSOR, Drop, Forget, Free, Know, Make, Prepare, Value
 from pypto_actors.backends.shipping import ship
+from pypto_actors.backends.wire import Learn
 from pypto_actors.errors import InternalError
 from pypto_actors.messages import Dispatch
 from pypto_actors.plan import Part, Plan, Slot, Source
 from pypto_actors.values import DeviceTensor
-
-MOST = 4096  # of each kind are kept; then all is forgotten
-SCALARS = (bool, float, str)
-
-
-class Known(Struct, eq=False, gc=False):
-    """A call that the device knows: the very tuple of arguments, which comes again and again."""
-
-    args: tuple[Any, ...]
-    plan: Plan  # of one part
-    number: int
 
 
 class Ledger:

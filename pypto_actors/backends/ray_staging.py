@@ -6,14 +6,15 @@ same device that writes the same views uses its region, whose bytes will be righ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from msgspec import Struct
 
+from pypto_actors.accesses import overlaps_itself
 from pypto_actors.backends.memory import sliced
-from pypto_actors.backends.process_staging import dtype_key
+from pypto_actors.backends.process_staging import dtype_key, grouped
 from pypto_actors.backends.ray_segments import Segment
 from pypto_actors.backends.ray_wire import EMPTY, REGION, Value
 from pypto_actors.messages import Dispatch
@@ -170,7 +171,7 @@ class Staging:
         distinct = {view.key: view for view in group}
         written = any(view.written for view in group)
         array = group[0].array
-        if len(distinct) == 1 and not (written and meets_itself(array)):  # in the order of its dimensions in memory
+        if len(distinct) == 1 and not (written and overlaps_itself(array)):  # in the order of its dimensions in memory
             strides = np.empty_like(array, subok=False).strides
             region.places[group[0].key] = [REGION, region.number, 0, array.shape, strides, dtype_key(array.dtype)]
             stage.loads.append(Load(region, [group[0]], array.nbytes, written, True))
@@ -195,26 +196,3 @@ class Staging:
     def take_left(self) -> list[int]:
         left, self.left, self.left_bytes = self.left, [], 0
         return left
-
-
-def meets_itself(array: Array) -> bool:
-    """May elements of an array share memory?"""
-    reach = array.itemsize
-    for stride, size in sorted((abs(stride), size) for size, stride in zip(array.shape, array.strides, strict=True) if size > 1):
-        if stride < reach:
-            return True
-        reach += stride * (size - 1)
-    return False
-
-
-def grouped(views: Iterable[View]) -> list[list[View]]:
-    """Views that share memory, or might, together."""
-    groups: list[list[View]] = []
-    high = -1
-    for view in sorted(views, key=lambda view: view.low):
-        if view.low < high:
-            groups[-1].append(view)
-        else:
-            groups.append([view])
-        high = max(high, view.high)
-    return groups

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from pypto_actors.backends.wire import pack_error, unpack_error
+from pypto_actors.backends.wire import Learn, Run, Wire, decode_error, encode_error
 from pypto_actors.messages import Completed, Failed
 
 TENSOR, REGION, BLOB, EMPTY = 0, 1, 2, 3
@@ -21,17 +21,6 @@ INLINE = 1 << 16  # bytes that go inside of a frame; what is larger goes as an a
 
 Value: TypeAlias = Any
 Range: TypeAlias = tuple[int, int, int]  # allocation, start, stop
-
-
-class Wire(Struct, frozen=True, array_like=True, eq=False, gc=False):
-    """Base of what goes to a device."""
-
-
-class Learn(Wire, frozen=True, tag=1, gc=False):
-    """A function, by value; it is called by its number from here on."""
-
-    number: int
-    blob: bytes
 
 
 class Prepare(Wire, frozen=True, tag=2, gc=False):
@@ -52,13 +41,6 @@ class Know(Wire, frozen=True, tag=3, gc=False):
     values: list[Value]
 
 
-class Run(Wire, frozen=True, tag=4, gc=False):
-    """Dispatch a known call."""
-
-    run: int
-    call: int
-
-
 class Parcel(Struct, frozen=True, array_like=True, eq=False, gc=False):
     """Host bytes that come with a call, or room for them: a region, which stays until `Leave`. `blob` -1: the bytes are in `data`."""
 
@@ -74,8 +56,8 @@ class Do(Wire, frozen=True, tag=5, gc=False):
     run: int
     segment: int
     values: list[Value]
-    parcels: list[Parcel] = []
-    back: list[int] = []
+    parcels: list[Parcel] = msgspec.field(default_factory=list)
+    back: list[int] = msgspec.field(default_factory=list)
 
 
 class Make(Wire, frozen=True, tag=6, gc=False):
@@ -142,18 +124,6 @@ class Wrote(Struct, frozen=True, tag=True, eq=False, gc=False, array_like=True):
 FromDevice: TypeAlias = Completed | Failed | Wrote
 
 
-def _encode(value: Any) -> bytes:
-    if isinstance(value, BaseException):
-        return pack_error(value)
-    raise TypeError(f"{value!r} does not cross to a device")
-
-
-def _decode(kind: type, value: Any) -> Any:
-    if kind is BaseException:
-        return unpack_error(value)
-    raise TypeError(f"{kind!r} does not cross to a device")
-
-
-encoder = msgspec.msgpack.Encoder(enc_hook=_encode)
+encoder = msgspec.msgpack.Encoder(enc_hook=encode_error)
 to_device = msgspec.msgpack.Decoder(list[ToDevice])
-from_device = msgspec.msgpack.Decoder(FromDevice, dec_hook=_decode)
+from_device = msgspec.msgpack.Decoder(FromDevice, dec_hook=decode_error)

@@ -153,21 +153,23 @@ def _dumps(error: BaseException) -> bytes:
         return blob
 
 
-def _encode(value: Any) -> bytes:
+def encode_error(value: Any) -> bytes:
+    """What msgspec calls for what it does not know: exceptions cross as they can."""
     if isinstance(value, BaseException):
         return pack_error(value)
     raise TypeError(f"{value!r} does not cross between processes")
 
 
-def _decode(kind: type, value: Any) -> Any:
+def decode_error(kind: type, value: Any) -> Any:
+    """And back."""
     if kind is BaseException:
         return unpack_error(value)
     raise TypeError(f"{kind!r} does not cross between processes")
 
 
-encoder = msgspec.msgpack.Encoder(enc_hook=_encode)
+encoder = msgspec.msgpack.Encoder(enc_hook=encode_error)
 to_process = msgspec.msgpack.Decoder(list[ToProcess])
-from_process = msgspec.msgpack.Decoder(list[FromProcess], dec_hook=_decode)
+from_process = msgspec.msgpack.Decoder(list[FromProcess], dec_hook=decode_error)
 
 
 class Frames:

@@ -15,7 +15,7 @@ import pytest
 
 import pypto_actors as pa
 from pypto_actors.backends import RayBackend, ray_executor, ray_memory
-from tests.process.support import N, Pipe, add, ints, on, outcome, stuck_kernel, threads
+from tests.process.support import N, Pipe, add, has_ended, ints, on, outcome, stuck_kernel, threads
 from tests.ray.support import needs_ray, opened, shares_ray
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +80,8 @@ async def main():
         await two.run(program, x, 2)
     assert not ray.is_initialized()
     entering = asyncio.create_task(opened().__aenter__())
-    await asyncio.sleep(0.1)
+    while not any(thread.name == "pypto-ray-start" for thread in threading.enumerate()):
+        await asyncio.sleep(0)  # it has not come to Ray yet
     entering.cancel()
     try:
         await entering
@@ -261,7 +262,5 @@ class TestWithRay:
         backend = RayBackend()
         async with opened(on(0, add), devices=2, backend=backend):
             pids = backend.pids
-        async with asyncio.timeout(10):
-            while any(Path(f"/proc/{pid}").exists() for pid in pids):  # noqa: ASYNC110 (there is no event to wait for)
-                await asyncio.sleep(0.02)
+        assert all(has_ended(pid) for pid in pids)
         assert threads() == set()
