@@ -27,6 +27,7 @@ class ProcessBackend:
 
     Raises:
         ValueError: `blas_threads` is not positive.
+        ImportError: cloudpickle is not installed (extra `process`).
     """
 
     name = "process"
@@ -35,6 +36,7 @@ class ProcessBackend:
 
     def __init__(self, blas_threads: int | None = 1) -> None:
         check_blas_threads(blas_threads)
+        check_cloudpickle()
         self.blas_threads = blas_threads
         self._executors: list[ProcessExecutor] = []
         self._buried: list[ProcessExecutor] = []  # dead ones
@@ -54,7 +56,6 @@ class ProcessBackend:
     async def start(self, ranks: Sequence[int], desk: Desk, loop: asyncio.AbstractEventLoop) -> Sequence[Executor]:
         if not hasattr(os, "memfd_create") or not hasattr(os, "pidfd_open"):
             raise RuntimeError("backend='process' needs Linux: memfd_create for memory without names, pidfd_open to hear of a death")
-        check_cloudpickle()
         interconnect, clock = SharedInterconnect(self._elsewhere), clock_of(loop)
         self._interconnect = interconnect
         waves: dict[Key, Wave] = {}

@@ -41,6 +41,7 @@ class RayBackend:
     Raises:
         ValueError: an argument is out of range.
         TypeError: `resources`, `runtime_env` or `init_options` is no mapping.
+        ImportError: Ray or cloudpickle is not installed (extra `ray`).
     """
 
     name = "ray"
@@ -73,6 +74,7 @@ class RayBackend:
                 raise ValueError(f"resources are custom ones of the cluster's nodes, by name, got {resource!r}; for CPUs there is cpus")
             _check_amount(f"resources[{resource!r}]", amount, zero=False)
         check_blas_threads(blas_threads)
+        check_ray()
         self.address = address
         self.placement = placement
         self.cpus = cpus
@@ -96,7 +98,6 @@ class RayBackend:
         return tuple(executor.link.pid for executor in self._executors)
 
     async def start(self, ranks: Sequence[int], desk: Desk, loop: asyncio.AbstractEventLoop) -> Sequence[Executor]:
-        check_ray()
         interconnect, clock = Interconnect(), clock_of(loop)
         inbox, crossing = Inbox(loop, desk), Crossing(loop, desk)
         peers: dict[int, RayMemory] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import os
 import sys
@@ -22,12 +23,10 @@ LEAST_CPU = 0.001  # a bundle of a placement group must ask for something
 
 
 def check_ray() -> None:
-    """Is it there? An `ImportError` says how to get it."""
-    try:
-        import cloudpickle  # noqa: F401
-        import ray  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"backend='ray' needs {error.name}: pip install 'pypto_actors[ray]'") from error
+    """Is it there? An `ImportError` says how to get it. Nothing is loaded yet."""
+    for name in ("cloudpickle", "ray"):
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f"backend='ray' needs {name}: pip install 'pypto_actors[ray]'")
 
 
 async def in_thread(name: str, work: Callable[[], T]) -> T:

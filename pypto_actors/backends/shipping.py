@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import io
 import pickle
 import sys
@@ -18,8 +19,9 @@ _lock = threading.Lock()  # the registration of modules is one for the whole of 
 
 
 def check_cloudpickle() -> None:
-    """Is it there? An `ImportError` says how to get it."""
-    _pickler()
+    """Is it there? An `ImportError` says how to get it. Nothing is loaded yet."""
+    if importlib.util.find_spec("cloudpickle") is None:
+        raise ImportError("backend='process' needs cloudpickle: pip install 'pypto_actors[process]'")
 
 
 def ship(function: Callable[..., Any]) -> bytes:
@@ -62,10 +64,7 @@ def _installed(module: str) -> bool:
 
 @functools.cache
 def _pickler() -> Any:
-    try:
-        import cloudpickle
-    except ImportError as error:
-        raise ImportError("backend='process' needs cloudpickle: pip install 'pypto_actors[process]'") from error
+    import cloudpickle
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         """Has cloudpickle take functions and classes of modules that are not installed by value, as it comes to them."""

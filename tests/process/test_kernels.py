@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from typing import Annotated, Any
 
@@ -247,3 +248,10 @@ async def test_more_plans_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None
             await asyncio.gather(*[worker.submit_nowait(program, tensor, 2, 1) for tensor in tensors])
         for tensor in tensors:
             assert set((await worker.read(tensor)).tolist()) == {15}
+
+
+def test_without_cloudpickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told by the constructor, before anything starts."""
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    with pytest.raises(ImportError, match=r"pypto_actors\[process\]"):
+        opened(on(0, add))

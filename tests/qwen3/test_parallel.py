@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import pypto_actors as pa
 from examples.qwen3 import generate
 from examples.qwen3.checkpoint import Checkpoint
 from examples.qwen3.config import Config, read_config
@@ -177,10 +177,13 @@ def test_a_fault_of_one_sequence_is_one_line(monkeypatch: pytest.MonkeyPatch, ca
     assert capsys.readouterr().err == "error: it broke\n"
 
 
-def test_a_backend_that_is_missing_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object, **__: object) -> None:
-        raise ImportError("no such extra")
-
-    monkeypatch.setattr(pa, "DistributedWorker", missing)
-    assert main(["--prompt-ids", "1", "--devices", "2", "--parallel", "tensor"]) == 2
-    assert "--backend thread: no such extra; use --backend thread" in capsys.readouterr().err
+@pytest.mark.parametrize(("backend", "module"), [("process", "cloudpickle"), ("ray", "ray")])
+@pytest.mark.parametrize("parallel", ["data", "tensor"])
+def test_a_backend_that_is_missing_is_told(
+    backend: str, module: str, parallel: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    assert main(["--prompt-ids", "1", "--devices", "2", "--parallel", parallel, "--backend", backend]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"pip install 'pypto_actors[{backend}]'" in said
