@@ -238,19 +238,7 @@ class BoundProgram:
             else Form(position, arg.dtype, arg.shape, arg.nbytes, writes.get(position, False))
             for position, arg in zip(self._rest, rest, strict=True)
         )
-        self._template = Template(self._tensors.epoch, call, tuple(fixed), forms, self._fixed_together(fixed))
-
-    def _fixed_together(self, accesses: Sequence[Access]) -> Fixed | None:
-        """The fixed tensors, if each has memory of its own and there are enough of them."""
-        spaces = tuple(space for space, _, _, _ in accesses)
-        if (
-            len(spaces) < FEWEST_FIXED
-            or len(set(spaces)) < len(spaces)
-            or HOST in spaces
-            or any(stop == start for _, start, stop, _ in accesses)
-        ):
-            return None
-        return Fixed(tuple(accesses), spaces, frozenset(self._rest))
+        self._template = Template(self._tensors.epoch, call, tuple(fixed), forms, _fixed_together(fixed, call.args))
 
     def _prepare(self, rest: Sequence[Any]) -> Prepared:
         self._entry.check_active()
@@ -270,3 +258,12 @@ class BoundProgram:
     def __repr__(self) -> str:
         params = self._entry.program.params
         return f"<BoundProgram {self._entry.program.name!r}, fixed: {', '.join(params[p].name for p in self._fixed) or 'nothing'}>"
+
+
+def _fixed_together(accesses: Sequence[Access], args: Sequence[Any]) -> Fixed | None:
+    """The fixed tensors, if each has memory of its own and there are enough of them. Only they are device tensors among `args`."""
+    spaces = tuple(space for space, _, _, _ in accesses)
+    alone = len(set(spaces)) == len(spaces) >= FEWEST_FIXED and HOST not in spaces
+    if not alone or any(stop == start for _, start, stop, _ in accesses):
+        return None
+    return Fixed(tuple(accesses), spaces, frozenset(position for position, arg in enumerate(args) if type(arg) is not DeviceTensor))

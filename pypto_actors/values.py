@@ -90,7 +90,7 @@ class Fixed(Struct, frozen=True, eq=False, gc=False):
     Attributes:
         accesses: what is touched of them; they stand first among the accesses of a call.
         spaces: the allocations.
-        rest: the positions of all other arguments.
+        rest: the positions of all other arguments: what each call brings, and fixed scalars.
     """
 
     accesses: tuple[Access, ...]
