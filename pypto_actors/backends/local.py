@@ -115,7 +115,7 @@ def execute(message: Dispatch, part: Part, values: Sequence[Any], rank: int, clo
 
 
 def execute_from(message: Dispatch, part: Part, values: Sequence[Any], rank: int, clock: Clock, first: int) -> Answer:
-    """The same from step `first` on: what comes before it is over."""
+    """The same from step `first` on: what comes before it is over. Apart from `execute`, whose loop every dispatch pays for."""
     started = clock()
     number = first
     try:
