@@ -3,23 +3,20 @@ after another part of its dispatch has failed; an outcome before the parts that 
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from typing import Annotated
 
 import pytest
 
 import pypto_actors as pa
-from tests.guarantees.support import I64, LIMIT, Vec, turns, worker, zeros
+from tests.guarantees.support import I64, LIMIT, Vec, adder, turns, worker, zeros
 
 
 async def test_no_further_part_is_sent_after_a_failure() -> None:
-    loop = asyncio.get_running_loop()
-    failed, gate, ran = asyncio.Event(), threading.Event(), []
+    gate, ran = threading.Event(), []
 
     @pa.kernel
     def explode(x: pa.InOutArray) -> None:
-        loop.call_soon_threadsafe(failed.set)
         raise ZeroDivisionError
 
     @pa.kernel
@@ -39,10 +36,11 @@ async def test_no_further_part_is_sent_after_a_failure() -> None:
         orch.submit(stop, y, device=1)
         orch.submit(later, y, device=2)
 
-    async with worker(three, devices=3, backend="thread") as w:
+    add = adder(device=0)
+    async with worker(three, add, devices=3, backend="thread") as w:
         x, y = zeros(), zeros()
         handle = w.submit_nowait(three, x, y)
-        await failed.wait()
+        await w.run(add, zeros(), 1)  # device 0 tells of one after the other: the failure has arrived before this
         await turns()
         assert not handle.done()  # `y` is still being written
         gate.set()
