@@ -216,38 +216,45 @@ class Coordinator:
 
     def completed(self, message: Completed) -> None:
         """A part or a piece is done."""
-        record = self.records.get(message.run)
+        run = message.run
+        record = self.records.get(run)
         if record is None:
             raise InternalError(f"{message!r} of a dispatch that has ended")
-        device, started, finished = message.device, message.started, message.finished
-        if record.sole >= 0:
-            if finished > self.now:
-                self.now = finished
-            queue = self.queues[device]
-            queue.outstanding -= 1
-            queue.busy_time += finished - started
-            if queue.order:
-                self.router.dirty[device] = None
-            record.started_at = started
-            if record.scratch or record.dependents or self.operations.watchful:
-                self._end(record, COMPLETE, None)
-                return
-            # the end of most dispatches: what `_end` does, without what cannot concern them
-            if record.state is not RUNNING:
-                record.state.after(COMPLETE)
-            record.state = DONE
-            record.finished_at = finished
-            self.counts.done += 1
-            queue.work -= 1
-            del self.records[message.run]
-            self.hazards.leave(record, self.router.fresh)
-            waiters = record.waiters
-            if waiters is not None:
-                if type(waiters) is not list and not waiters.done():
-                    waiters.set_result(None)
-                else:
-                    record.wake()
+        sole = record.sole
+        if sole < 0:
+            self._part_completed(message, record)
             return
+        started, finished = message.started, message.finished
+        if finished > self.now:
+            self.now = finished
+        queue = self.queues[sole]
+        queue.outstanding -= 1
+        queue.busy_time += finished - started
+        if queue.order:
+            self.router.dirty[sole] = None
+        record.started_at = started
+        if record.scratch or record.dependents or self.operations.watchful:
+            self._end(record, COMPLETE, None)
+            return
+        # the end of most dispatches: what `_end` does, without what cannot concern them
+        if record.state is not RUNNING:
+            record.state.after(COMPLETE)
+        record.state = DONE
+        record.finished_at = finished
+        self.counts.done += 1
+        queue.work -= 1
+        del self.records[run]
+        self.hazards.leave(record, self.router.fresh)
+        waiters = record.waiters
+        if waiters is not None:
+            if type(waiters) is not list and not waiters.done():
+                waiters.set_result(None)
+            else:
+                record.wake()
+
+    def _part_completed(self, message: Completed, record: Record) -> None:
+        """One of several parts, or a piece of a copy."""
+        device, started, finished = message.device, message.started, message.finished
         plan = record.plan
         if plan is None:
             self.operations.answered(record, device, None)
@@ -261,8 +268,7 @@ class Coordinator:
             if queue.order:
                 self.router.dirty[device] = None
             record.at[device] -= 1
-        if record.started_at < 0.0 or started < record.started_at:
-            record.started_at = started
+        _began(record, started)
         part = plan.parts[message.part]
         record.parts -= 1
         if part.returned >= 0:

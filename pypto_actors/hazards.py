@@ -88,8 +88,9 @@ class Hazards:
     """The claims of everything accepted and not ended, over all address spaces."""
 
     def __init__(self) -> None:
-        # of the spaces of devices: a lone claim stands for itself, ranges are made for the second one
-        self._spaces: dict[int, Claim | Bundle | Ranges] = {}
+        # of the spaces of devices: a lone claim stands for itself, a lane is made for the second one on the same bytes, and ranges for
+        # the first one on others
+        self._spaces: dict[int, Claim | Bundle | Lane | Ranges] = {}
         self._host = Ranges(self)
         self.shared = 0  # lanes; where there are none, nobody stands in anybody's way
 
@@ -110,60 +111,61 @@ class Hazards:
             spaces.update(dict.fromkeys(fixed.spaces, bundle))
             accesses = accesses[len(fixed.accesses) :]
         for space, start, stop, write in accesses:
-            if space in spaces:
-                if start < stop:
-                    ranges = spaces[space]
-                    if type(ranges) is not Ranges:
-                        ranges = self._ranges(space)
-                    lane: Any = ranges.lanes[0] if ranges.lanes else None
-                    if (
-                        lane is not None
-                        and lane.start == start
-                        and lane.stop == stop
-                        and (lane.newest is None or lane.newest.owner is not owner)
-                    ):
-                        claim = Claim(owner, space, start, stop, write)  # the whole tensor again, as most often
-                        claims.append(claim)
-                        lane.join(claim)
-                        continue
-                    self._join(owner, claims, ranges, space, start, stop, write)
-            elif space != HOST:
-                spaces[space] = claim = Claim(owner, space, start, stop, write)
-                claims.append(claim)
-            elif start < stop:
+            known: Any = spaces.get(space)
+            if known is None:
                 claim = Claim(owner, space, start, stop, write)
-                if self._host.put(claim):
+                if space:
+                    spaces[space] = claim
                     claims.append(claim)
-                else:
-                    self._join(owner, claims, self._host, space, start, stop, write)
+                elif start < stop:
+                    if self._host.put(claim):
+                        claims.append(claim)
+                    else:
+                        self._join(owner, claims, self._host, space, start, stop, write)
+            elif type(known) is Lane and known.start == start and known.stop == stop and known.newest.owner is not owner:
+                claim = Claim(owner, space, start, stop, write)  # the whole tensor again, as most often
+                claims.append(claim)
+                known.join(claim)
+            elif start < stop:
+                self._join(owner, claims, self._many(space, start, stop), space, start, stop, write)
 
-    def _join(self, owner: Owner, claims: list[Claim], ranges: Ranges, space: int, start: int, stop: int, write: bool) -> None:
-        for lane in ranges.over(start, stop):
+    def _join(self, owner: Owner, claims: list[Claim], known: Lane | Ranges, space: int, start: int, stop: int, write: bool) -> None:
+        for lane in (known,) if isinstance(known, Lane) else known.over(start, stop):
             mine = lane.newest
-            if mine is None or mine.owner is not owner:
+            if mine.owner is not owner:
                 claim = Claim(owner, space, lane.start, lane.stop, write)
                 claims.append(claim)
                 lane.join(claim)
             elif write and not mine.write:
                 lane.upgrade(mine)
 
-    def _ranges(self, space: int) -> Ranges:
-        """The ranges of a space that somebody claims; a lone claim gets some."""
+    def _many(self, space: int, start: int, stop: int) -> Lane | Ranges:
+        """Where a further claim on a space that somebody claims is to join: a lane of the same bytes, or ranges."""
         known = self._spaces[space]
         if type(known) is Ranges:
             return known
-        ranges = self._spaces[space] = Ranges(self)
         if type(known) is Bundle:
             known.whole = False
             known = Claim(known.owner, *next(access for access in known.fixed.accesses if access[0] == space))
             assert known.owner.claims is not None
             known.owner.claims.append(known)
-        assert type(known) is Claim
-        if known.start < known.stop:
-            ranges.over(known.start, known.stop)[0].join(known)
-        else:  # an empty tensor: nothing to wait for
-            assert known.owner.claims is not None
-            known.owner.claims.remove(known)
+        if type(known) is Claim:
+            if known.start < known.stop:
+                lone, known = known, Lane(known.start, known.stop)
+                self.shared += 1
+                known.join(lone)
+            else:  # an empty tensor: nothing to wait for
+                assert known.owner.claims is not None
+                known.owner.claims.remove(known)
+                ranges = self._spaces[space] = Ranges(self)
+                return ranges
+        assert type(known) is Lane
+        if known.start == start and known.stop == stop:
+            self._spaces[space] = known
+            return known
+        ranges = self._spaces[space] = Ranges(self)
+        ranges.starts.append(known.start)
+        ranges.lanes.append(known)
         return ranges
 
     def stand(self, owner: Owner, freed: list[Owner]) -> None:
@@ -171,15 +173,14 @@ class Hazards:
         owner.stands = device = owner.sole
         if owner.claims:
             for claim in owner.claims:
-                lane = claim.lane
-                if lane is not None and lane.last is not claim.group:
-                    lane.stand(claim, device, freed)
+                group = claim.group
+                if group is not None and group.next is not None:
+                    group.stand(device, freed)
 
     def leave(self, owner: Owner, freed: list[Owner]) -> None:
         """`owner` has ended, or never began; appends to `freed` who waits for nothing any more."""
         if owner.bundle is not None:
             self._unbundle(owner)
-        spaces = self._spaces
         claims = owner.claims
         if not claims:
             return
@@ -188,19 +189,23 @@ class Hazards:
             lane = claim.lane
             if lane is None:
                 if space := claim.space:
-                    del spaces[space]
+                    del self._spaces[space]
                 else:
                     self._host.forget(claim.start)
-                continue
-            lane.drop(claim, freed)
-            if lane.first is None:
-                self.shared -= 1
-                space = claim.space
-                ranges = self._host if space == HOST else spaces[space]
-                assert type(ranges) is Ranges
-                ranges.forget(lane.start)
-                if not ranges.lanes and space != HOST:
-                    del spaces[space]
+            elif lane.drop(claim, freed):
+                self._forget(claim.space, lane)
+
+    def _forget(self, space: int, lane: Lane) -> None:
+        """A lane has emptied."""
+        self.shared -= 1
+        known = self._host if space == HOST else self._spaces[space]
+        if known is lane:
+            del self._spaces[space]
+            return
+        assert type(known) is Ranges
+        known.forget(lane.start)
+        if not known.lanes and space != HOST:
+            del self._spaces[space]
 
     def _unbundle(self, owner: Owner) -> None:
         """Give up what `owner` claims together."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -48,6 +48,27 @@ class Group(Struct, eq=False):
     opened: bool = False
     next: Group | None = None
 
+    def stands(self, device: int) -> bool:
+        """Were all handed to `device`, and to no other?"""
+        for claim in self.claims:  # noqa: SIM110 (a generator costs more than most groups)
+            if claim.owner.stands != device:
+                return False
+        return True
+
+    def stand(self, device: int, freed: list[Owner]) -> bool:
+        """Some of the group were handed to `device`, where all before it stand: if all of it do, the next group may follow there."""
+        for claim in self.claims:
+            if claim.owner.stands != device:
+                return False
+        assert self.next is not None
+        for claim in self.next.claims:
+            if not claim.open and claim.owner.sole == device:
+                _open(claim, freed)
+        return True
+
+
+_NOBODY: Any = Claim(None, 0, 0, 0, False)  # type: ignore[arg-type]
+
 
 class Lane:
     """The queue of one range of bytes in which nobody's access ends or begins inside."""
@@ -59,7 +80,7 @@ class Lane:
         self.stop = stop
         self.first: Group | None = None
         self.last: Group | None = None
-        self.newest: Claim | None = None
+        self.newest: Claim = _NOBODY  # the last that joined, if it is still here
 
     def join(self, claim: Claim) -> None:
         """Queue `claim` up behind all others; its owner waits unless the claim is open at once."""
@@ -89,7 +110,7 @@ class Lane:
             return False
         while group is not self.last:
             assert group is not None
-            if not _all_stand(group, device):
+            if not group.stands(device):
                 return False
             group = group.next
         return True
@@ -108,25 +129,26 @@ class Lane:
             claim.open = True
         self.join(claim)
 
-    def drop(self, claim: Claim, freed: list[Owner]) -> None:
-        """Take a claim out, whether it has ended or never began; who can go now is appended to `freed`."""
+    def drop(self, claim: Claim, freed: list[Owner]) -> bool:
+        """Take a claim out, whether it has ended or never began; who can go now is appended to `freed`. Is the lane empty?"""
         group = claim.group
         assert group is not None
         if self.newest is claim:
-            self.newest = None
-        del group.claims[claim]
-        if group.claims:
+            self.newest = _NOBODY
+        claims = group.claims
+        del claims[claim]
+        if claims:
             if self.first is not self.last:
                 self._advance(freed)
-            return
+            return False
         if self.first is not group:
             self._unlink(group, freed)
             self._advance(freed)
-            return
+            return False
         self.first = front = group.next
         if front is None:
             self.last = None
-            return
+            return True
         if not front.opened:
             front.opened = True
             for other in front.claims:
@@ -134,6 +156,7 @@ class Lane:
                     _open(other, freed)
         if claim.owner.stands < 0:  # else all that may follow to its device is open already
             self._advance(freed)
+        return False
 
     def _unlink(self, group: Group, freed: list[Owner]) -> None:
         """Take an empty group out of the middle or the end; readers that it stood between are neighbours now."""
@@ -161,16 +184,8 @@ class Lane:
         if group is None or group.next is None:
             return
         device = next(iter(group.claims)).owner.stands
-        while group.next is not None and device >= 0 and _all_stand(group, device):
+        while group.next is not None and device >= 0 and group.stand(device, freed):
             group = group.next
-            _open_for(group, device, freed)
-
-    def stand(self, claim: Claim, device: int, freed: list[Owner]) -> None:
-        """The owner of `claim` was handed to `device`, where all before it stands: who is next may follow there."""
-        group = claim.group
-        assert group is not None
-        if group.next is not None and _all_stand(group, device):
-            _open_for(group.next, device, freed)
 
     def split(self, at: int) -> Lane:
         """Cut the range in two; everybody in it claims both halves from now on."""
@@ -197,19 +212,6 @@ class Lane:
             other.last = twin
             group = group.next
         return other
-
-
-def _all_stand(group: Group, device: int) -> bool:
-    for claim in group.claims:  # noqa: SIM110 (a generator costs more than most groups)
-        if claim.owner.stands != device:
-            return False
-    return True
-
-
-def _open_for(group: Group, device: int, freed: list[Owner]) -> None:
-    for claim in group.claims:
-        if not claim.open and claim.owner.sole == device:
-            _open(claim, freed)
 
 
 def _open(claim: Claim, freed: list[Owner]) -> None:

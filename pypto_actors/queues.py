@@ -1,5 +1,8 @@
 """What is ready for one device, and in which order it goes. Pure and synchronous.
 
+Dispatches that are alike stand in a *line*: who was accepted first goes first, whatever our own policies say. Heaps, one for each stage,
+are made when the first comes that is unlike them.
+
 A dispatch that needs several devices stands in the queue of each. When it is its turn on one of them and it cannot go yet, it
 *claims* all of them: a claimed device is handed nothing else. Claims stand in one global order, that of acceptance, so no mix of
 dispatches can deadlock. Whoever was overtaken too often claims its devices as well, whatever the policy says.
@@ -60,15 +63,21 @@ class DeviceQueue:
         self.work = 0  # accepted dispatches that use the device
         self.prefills = 0  # since the last decode
         self.decodes = 0  # since the last prefill
-        self.stages: dict[str | None, list[tuple[Any, int, Record]]] | None = None
+        self.stages: dict[str | None, list[tuple[Any, int, Record]]] | None = None  # `None`: what is in `order` is a line
         self.order: list[Record] = _NONE  # ready, in the order of acceptance
         self.claims: list[Record] = _NONE
 
     def __repr__(self) -> str:
         return f"<DeviceQueue {self.rank}: {len(self.order)} ready, {self.outstanding} handed over>"
 
-    def push(self, record: Record) -> None:
-        """`record` is ready."""
+    def takes(self, stage: str | None) -> bool:
+        """Is it a line in which one of `stage` may stand?"""
+        order = self.order
+        return not order or (self.stages is None and order[0].message.stage == stage)
+
+    def line_up(self, record: Record) -> None:
+        """`record` is ready, and stands in the order of acceptance."""
+        record.entered = True
         order = self.order
         if order is _NONE:
             order = self.order = []
@@ -76,13 +85,20 @@ class DeviceQueue:
             insort(order, record, key=_number)
         else:
             order.append(record)
+
+    def push(self, record: Record) -> None:
+        """`record` is ready, and stands where the policy says. No line any more: who stands in it has a key."""
+        if self.stages is None:
+            self.stages = {}
+            for other in self.order:
+                self.heap(other)
+        self.line_up(record)
         self.heap(record)
 
     def heap(self, record: Record) -> None:
         """Let the policy see `record`, which stands in the order already."""
         stages = self.stages
-        if stages is None:
-            stages = self.stages = {}
+        assert stages is not None
         stage = record.message.stage
         heap = stages.get(stage)
         if heap is None:
@@ -121,19 +137,19 @@ class DeviceQueue:
         claims = self.claims
         if claims:
             claim = claims[0]
-            if claim.overtaken >= MOST_OVERTAKEN or self.stages is None:
+            if claim.overtaken >= MOST_OVERTAKEN:
                 return claim
             others = [head for head in self._heads() if head.message.stage != claim.message.stage and _alone(head)]
             return self._choose(policy, [claim, *others]) if others else claim
         if self.stages is None:
-            return None
+            return self.order[0] if self.order else None
         if len(self.stages) == 1:  # one stage: no choice
             for heap in self.stages.values():
                 while heap:
                     if _ready(heap[0][2]):
                         return heap[0][2]
                     heappop(heap)
-            self.stages = None
+            self.stages.clear()
             return None
         heads = self._heads()
         return self._choose(policy, heads) if len(heads) > 1 else heads[0] if heads else None

@@ -104,9 +104,7 @@ class Router:
                     if not self.goes_alone(fresh[0]):
                         self._admit(fresh[0])
                 elif self._are_alike(fresh):
-                    for record in fresh:
-                        if not self.goes_alone(record):
-                            self._admit(record)
+                    self._go_in_line(fresh)
                 else:
                     for record in fresh:
                         self._admit(record)
@@ -155,7 +153,12 @@ class Router:
         queue = self.queues[sole]
         if queue.order or queue.outstanding >= self._slots_alone:
             return False
-        # what `_hand_over` does, without what cannot concern it
+        self._go(record, plan, queue)
+        return True
+
+    def _go(self, record: Record, plan: Plan, queue: DeviceQueue) -> None:
+        """What `_hand_over` does for the only part of a dispatch on its only device, without what cannot concern it."""
+        message = record.message
         record.state = RUNNING
         self._counts.handed_over += 1
         self._port.left()
@@ -165,13 +168,12 @@ class Router:
         if self._hazards.shared:
             self._hazards.stand(record, self.fresh)
         else:
-            record.stands = sole
+            record.stands = queue.rank
         fixed = message.fixed
         if fixed is None:
-            self._port.send(sole, Dispatch(record.id, 0, plan, message.args))
+            self._port.send(queue.rank, Dispatch(record.id, 0, plan, message.args))
         else:
-            self._port.send(sole, Dispatch(record.id, 0, plan, message.args, (), fixed))
-        return True
+            self._port.send(queue.rank, Dispatch(record.id, 0, plan, message.args, (), fixed))
 
     def _go_together(self, record: Record, plan: Plan) -> bool:
         """The same for a dispatch of several parts: nobody else is ready on any of its devices."""
@@ -192,21 +194,37 @@ class Router:
         self._begin(record, plan)
         return True
 
-    def _are_alike(self, fresh: Sequence[Record]) -> bool:
-        """Is there nothing to be ordered among them, as all may go to one device, and would go there in this order?"""
-        plan, message = fresh[0].plan, fresh[0].message
-        if plan is None or self.asks_keys or plan.sole < 0:
+    def _are_alike(self, fresh: Sequence[Any]) -> bool:
+        """Is there nothing to be ordered among them, as they may go to one device in the order of acceptance, whatever our policies say?"""
+        first, last = fresh[0], 0
+        sole = first.sole
+        if sole < 0 or self.asks_keys:
             return False
-        sole, priority, stage, last = plan.sole, message.priority, message.stage, 0
-        queue = self.queues[sole]
-        if queue.order or queue.outstanding + len(fresh) > self._slots_alone:
-            return False
+        stage = first.message.stage
         for record in fresh:
-            plan, message = record.plan, record.message
-            if plan is None or plan.sole != sole or message.priority != priority or message.stage != stage or record.id < last:
+            number = record.id
+            if record.sole != sole or number < last or record.state is not QUEUED or not record.plan.simple:
                 return False
-            last = record.id
-        return True
+            last, message = number, record.message
+            if message.stage != stage or not message.plain:
+                return False
+        return last <= self.open_until and self.queues[sole].takes(stage)
+
+    def _is_plain(self, record: Record) -> bool:
+        """May it stand in a line?"""
+        assert record.plan is not None
+        return record.plan.simple and record.message.plain and not self.asks_keys
+
+    def _go_in_line(self, fresh: Sequence[Any]) -> None:
+        """Hand over those that are alike as far as there is room; the others stand in line."""
+        queue = self.queues[fresh[0].sole]
+        room = 0 if queue.order else max(0, self._slots_alone - queue.outstanding)
+        for record in fresh[:room]:
+            self._go(record, record.plan, queue)
+        for record in fresh[room:]:
+            queue.line_up(record)
+        if queue.order and queue.outstanding < self.slots:
+            self.dirty[queue.rank] = None
 
     def _admit(self, record: Record) -> None:
         if record.state is not QUEUED:
@@ -222,15 +240,29 @@ class Router:
             self._hand_over(record)
 
     def _stand_in_line(self, record: Record) -> None:
-        assert record.plan is not None
-        record.entered = True
-        if record.key is None:
-            self.ask_key(record)
-        for device in record.plan.devices:
-            self.queues[device].push(record)
+        plan = record.plan
+        assert plan is not None
+        if self._is_plain(record):
+            queue = self.queues[record.sole]
+            if queue.takes(record.message.stage):
+                queue.line_up(record)
+                if queue.outstanding < self.slots:
+                    self.dirty[queue.rank] = None
+                return
+        self._ask_keys((record,))
+        for device in plan.devices:
+            queue = self.queues[device]
+            if queue.stages is None:
+                self._ask_keys(queue.order)
+            queue.push(record)
             self.dirty[device] = None
         if self._faults:
             self._fail_incomparable()
+
+    def _ask_keys(self, records: Iterable[Record]) -> None:
+        for record in records:
+            if record.key is None:
+                self.ask_key(record)
 
     def _fail_incomparable(self) -> None:
         """End those whose keys could not be compared with others."""
@@ -241,6 +273,10 @@ class Router:
 
     def _fill(self, queue: DeviceQueue) -> None:
         while queue.outstanding < self.slots and queue.order:
+            if queue.stages is None and self._slots_alone:
+                if not self._fill_from_line(queue):
+                    return
+                continue
             self.asking = True
             try:
                 record = queue.first(self.policy)
@@ -267,6 +303,17 @@ class Router:
                 self._hand_over(record)
             elif record.state is QUEUED and record.claimed:
                 return
+
+    def _fill_from_line(self, queue: DeviceQueue) -> bool:
+        """Hand over from the front of a line; did any go?"""
+        order = queue.order
+        going: list[Any] = order[: self.slots - queue.outstanding]
+        if going[-1].id > self.open_until:
+            going = [record for record in going if record.id <= self.open_until]
+        del order[: len(going)]
+        for record in going:
+            self._go(record, record.plan, queue)
+        return bool(going)
 
     def _top_everywhere(self, record: Record) -> bool:
         assert record.plan is not None

@@ -261,6 +261,7 @@ class System:
             return
         coordinator, router, mail, busy = self.coordinator, self.router, self.mail, self._busy
         calls, later, timed = self._calls, self._later, self._timed
+        submit, completed = coordinator.submit, coordinator.completed
         budget = TURN
         record: Record | None = None  # of the message in hand
         try:
@@ -270,9 +271,9 @@ class System:
                     # the two that every dispatch has; in a `match` every class that does not fit costs as much as a call
                     kind = type(message)
                     if kind is Completed:
-                        coordinator.completed(message)  # type: ignore[arg-type]
+                        completed(message)  # type: ignore[arg-type]
                     elif kind is Submit:
-                        coordinator.submit(message, record)  # type: ignore[arg-type]
+                        submit(message, record)  # type: ignore[arg-type]
                     else:
                         coordinator.receive(message, record)
                 if timed and self._tick_if_due():
@@ -287,10 +288,10 @@ class System:
                     later.popleft()()
                 while busy:
                     actor = busy[0]
-                    waiting = actor.mail
+                    waiting, receive = actor.mail, actor.receive
                     while waiting:
                         budget -= 1
-                        actor.receive(waiting.popleft())
+                        receive(waiting.popleft())
                     busy.popleft()
                     while later:
                         later.popleft()()

@@ -39,7 +39,11 @@ class InlineExecutor(LocalExecutor):
             self.unable(message, error)
             return
         if not part.meeting and len(part.events) == 1:
-            self._answer(execute(message, part, values, self._rank, self._clock))
+            answer = execute(message, part, values, self._rank, self._clock)
+            if self.dead or type(answer) is Failed:
+                self._answer(answer)
+            else:
+                self._desk.post(answer)
         elif part.gang is not None:
             self._join(message, part, values, part.gang)
         else:

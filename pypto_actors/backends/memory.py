@@ -17,6 +17,7 @@ from pypto_actors.values import DeviceTensor, Fixed
 
 Array = np.ndarray[Any, Any]
 MOST_VIEWS = 4096  # kept of one device; enough for a KV cache's pages
+MOST_CALLS = 1024  # calls of device tensors whose values are kept
 MOST_FIXED = 256  # bound programs whose views are kept
 
 
@@ -76,16 +77,14 @@ class Views:
     def __init__(self, rank: int, interconnect: Interconnect) -> None:
         self._rank = rank
         self.interconnect = interconnect
-        self._last_args: Sequence[Any] | None = None
-        self._last_part: Part | None = None
-        self._last_values: list[Any] = []
+        self._calls: dict[int, tuple[Sequence[Any], Part, list[Any]]] = {}  # by the identity of the arguments
         self._fixed: dict[Fixed, Known] = {}
         self._read: dict[DeviceTensor, Array] = {}
         self._write: dict[DeviceTensor, Array] = {}
 
     def forget(self, allocations: Sequence[int]) -> None:
         gone = set(allocations)
-        self._last_args, self._last_values = None, []
+        self._calls.clear()
         self._fixed.clear()
         for kept in (self._read, self._write):
             for tensor in [tensor for tensor in kept if tensor.allocation in gone]:
@@ -106,8 +105,9 @@ class Views:
 
     def values(self, part: Part, args: Sequence[Any], scratch: Sequence[int], plan: Plan, fixed: Fixed | None = None) -> list[Any]:
         """The values of a part's slots: arrays that are read-only where they are not written, and scalars."""
-        if args is self._last_args and part is self._last_part:  # a bound call comes again and again
-            return self._last_values
+        call = self._calls.get(id(args))
+        if call is not None and call[0] is args and call[1] is part:  # calls of device tensors come again and again
+            return call[2]
         direct = part.direct
         if fixed is not None and direct is not None:
             known = self._fixed.get(fixed)
@@ -121,19 +121,24 @@ class Views:
         if direct is None:
             return [self.slot(slot, args, scratch, plan) for slot in part.slots]
         values = []
-        resident = True
+        own = True
         for index, writable in direct:
             value = args[index]
             if type(value) is DeviceTensor:
                 view = (self._write if writable else self._read).get(value)
-                values.append(self.tensor(value, writable) if view is None else view)
+                if view is None:
+                    own = own and value.device == self._rank
+                    view = self.tensor(value, writable)
+                values.append(view)
             elif not isinstance(value, np.ndarray):
                 values.append(value)
             else:
-                resident = False
+                own = False
                 values.append(value if writable else read_only(value))
-        if resident:  # what holds host arrays is not kept
-            self._last_args, self._last_part, self._last_values = args, part, values
+        if own:  # views of host arrays and of a peer's memory would keep it
+            if len(self._calls) >= MOST_CALLS:
+                self._calls.clear()
+            self._calls[id(args)] = (args, part, values)
         return values
 
     def _know(self, fixed: Fixed, part: Part, direct: Sequence[tuple[int, bool]], args: Sequence[Any]) -> Known:

@@ -63,7 +63,8 @@ class Desk:
         at: float = 0.0,
     ) -> int:
         self.number += 1
-        message = Submit(self.number, None, plans, (), accesses, at, priority=priority, stage=stage, deadline=deadline)
+        plain = priority == 0 and deadline is None
+        message = Submit(self.number, None, plans, (), accesses, at, priority=priority, deadline=deadline, stage=stage, plain=plain)
         record = self.records[self.number] = Record(self.number, message=message)
         self.coordinator.receive(message, record)
         return self.number

@@ -145,3 +145,26 @@ def test_a_phase_fair_policy_checks_its_numbers() -> None:
     for wrong in ((0, 1), (1, 0), (True, 1), (1.5, 1)):
         with pytest.raises(ValueError, match="at least 1"):
             PhaseFair(*wrong)
+
+
+@pytest.mark.parametrize(("last", "handed"), [(0, []), (3, [3])])
+def test_a_line_stops_at_a_pause(last: int, handed: list[int]) -> None:
+    desk = Desk(1, PriorityOrder(), 1)
+    plans = family([0])
+    runs = [desk.submit(plans) for _ in range(4)]
+    assert desk.route() == runs[:2]
+    desk.coordinator.router.pause(last)
+    desk.answer()
+    desk.answer()
+    assert desk.route() == handed
+    desk.coordinator.router.resume()
+    assert desk.route() == runs[2 + len(handed) :][: 2 - len(handed)]
+
+
+def test_who_was_freed_later_and_accepted_earlier_goes_first() -> None:
+    desk = Desk(3, PriorityOrder(), 1)
+    first, second = desk.submit(family([1]), ((1, 0, 8, True),)), desk.submit(family([2]), ((2, 0, 8, True),))
+    early, late = desk.submit(family([0]), ((2, 0, 8, True),)), desk.submit(family([0]), ((1, 0, 8, True),))
+    assert desk.route() == [first, second]
+    assert [desk.answer(), desk.answer()] == [first, second]  # which frees `late` before `early`
+    assert desk.route() == [early, late]
