@@ -57,7 +57,7 @@ class Template(Struct, eq=False):
 
     epoch: int
     call: Prepared
-    accesses: tuple[Access, ...]  # of the fixed arguments
+    accesses: tuple[Access, ...]  # of the fixed arguments, but for those that are `fixed` together
     forms: tuple[Form, ...]
     fixed: Fixed | None
 
@@ -185,13 +185,16 @@ class BoundProgram:
             return None
         before = template.call
         args = list(before.args)
-        accesses = template.accesses
+        accesses = list(template.accesses)
         for form, arg in zip(forms, rest):  # noqa: B905 (they are equally many)
             if form.shape is None:
                 if type(arg) is not form.kind:
                     return None
             else:
-                if type(arg) is not np.ndarray or arg.shape != form.shape or arg.dtype != form.kind:
+                if type(arg) is not np.ndarray or arg.shape != form.shape:
+                    return None
+                dtype = arg.dtype
+                if dtype is not form.kind and dtype != form.kind:
                     return None
                 written = form.written
                 flags = arg.flags
@@ -199,15 +202,15 @@ class BoundProgram:
                     return None  # the full check says what is wrong
                 if flags.c_contiguous:
                     address = address_of(arg)
-                    accesses += ((HOST, address, address + form.nbytes, written),)
+                    accesses.append((HOST, address, address + form.nbytes, written))
                 else:
-                    accesses += tuple(host_accesses(arg, written))
+                    accesses += host_accesses(arg, written)
             args[form.position] = arg
         return Prepared(
             before.entry,
             before.signed,
             tuple(args),
-            accesses,
+            tuple(accesses),
             (),
             False,
             before.program,
@@ -238,7 +241,8 @@ class BoundProgram:
             else Form(position, arg.dtype, arg.shape, arg.nbytes, writes.get(position, False))
             for position, arg in zip(self._rest, rest, strict=True)
         )
-        self._template = Template(self._tensors.epoch, call, tuple(fixed), forms, _fixed_together(fixed, call.args))
+        together = _fixed_together(fixed, call.args)
+        self._template = Template(self._tensors.epoch, call, () if together is not None else tuple(fixed), forms, together)
 
     def _prepare(self, rest: Sequence[Any]) -> Prepared:
         self._entry.check_active()

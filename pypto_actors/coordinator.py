@@ -185,7 +185,7 @@ class Coordinator:
         if failure is None:
             failure = next((lost for device in plan.devices if (lost := self.health[device].lost) is not None), None)
         if failure is None and self.operations.lost:
-            failure = next((gone for access in accesses if (gone := self.operations.lost.get(access[0])) is not None), None)
+            failure = next((gone for access in message.touched if (gone := self.operations.lost.get(access[0])) is not None), None)
         if failure is None and self.router.asks_keys:
             failure = self.router.ask_key(record)
         if failure is not None:
@@ -410,7 +410,7 @@ class Coordinator:
             if record.plan is None:
                 self.operations.died(record, device, failure, lost)
             elif record.state is QUEUED:
-                if any(access[0] in lost for access in record.message.accesses):
+                if any(access[0] in lost for access in record.message.touched):
                     self._end(record, FAIL, failure)
             elif device in record.plan.devices:
                 self._lost_part(record, device, failure)

@@ -93,8 +93,6 @@ def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
 
 def read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The same bytes, not to be written."""
-    if not array.flags.writeable and type(array) is np.ndarray:
-        return array
-    view = array.view(np.ndarray)
-    view.flags.writeable = False
+    view = array.view() if type(array) is np.ndarray else array.view(np.ndarray)
+    view.setflags(write=False)
     return view

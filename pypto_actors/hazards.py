@@ -92,24 +92,36 @@ class Hazards:
         # the first one on others
         self._spaces: dict[int, Claim | Bundle | Lane | Ranges] = {}
         self._host = Ranges(self)
+        # who is alone has claimed nothing: where one dispatch is awaited before the next is made, there is nothing to keep
+        self._alone: tuple[Owner, Sequence[Access], Fixed | None] | None = None
         self.shared = 0  # lanes; where there are none, nobody stands in anybody's way
 
     def __len__(self) -> int:
-        """How many address spaces are claimed."""
-        return len(self._spaces) + bool(self._host.lanes)
+        """How many address spaces are claimed; one, if somebody is alone."""
+        return len(self._spaces) + bool(self._host.lanes) + (self._alone is not None)
 
-    def enter(self, owner: Owner, accesses: Sequence[Access], fixed: Fixed | None = None) -> None:
+    def enter(self, owner: Owner, accesses: Sequence[Access], fixed: Fixed | None = None, alone: bool = True) -> None:
         """Claim the bytes; adds to `owner.waits` one for each range where it must wait. In the order of acceptance.
 
-        `fixed`: what the accesses begin with, to be claimed together where nobody else is there.
+        `fixed`: further ones, to be claimed together where nobody else is there. `alone`: it may be left unclaimed.
         """
+        if alone:
+            before = self._alone
+            if before is not None:
+                self._alone = None
+                self.enter(*before, False)
+            elif not self._spaces and not self._host.lanes:
+                self._alone = (owner, accesses, fixed)
+                return
         claims: list[Claim] = []
         owner.claims = claims
         spaces = self._spaces
-        if fixed is not None and spaces.keys().isdisjoint(fixed.spaces):
-            owner.bundle = bundle = Bundle(owner, fixed)
-            spaces.update(dict.fromkeys(fixed.spaces, bundle))
-            accesses = accesses[len(fixed.accesses) :]
+        if fixed is not None:
+            if spaces.keys().isdisjoint(fixed.spaces):
+                owner.bundle = bundle = Bundle(owner, fixed)
+                spaces.update(dict.fromkeys(fixed.spaces, bundle))
+            else:
+                accesses = (*fixed.accesses, *accesses)
         for space, start, stop, write in accesses:
             known: Any = spaces.get(space)
             if known is None:
@@ -179,6 +191,10 @@ class Hazards:
 
     def leave(self, owner: Owner, freed: list[Owner]) -> None:
         """`owner` has ended, or never began; appends to `freed` who waits for nothing any more."""
+        alone = self._alone
+        if alone is not None and alone[0] is owner:
+            self._alone = None
+            return
         if owner.bundle is not None:
             self._unbundle(owner)
         claims = owner.claims

@@ -293,6 +293,7 @@ def _finish(builder: _PartBuilder, wakes: dict[Event, list[int]], meeting: int, 
         meeting if meets else 0,
         _direct(slots),
         _gang(steps) if len(events) == 1 else None,
+        not meets and len(events) == 1,
     )
 
 

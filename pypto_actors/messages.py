@@ -27,7 +27,8 @@ class Request(Message, Generic[R], frozen=True, tag=True, eq=False, gc=False):
 
 
 class Submit(Request[None], frozen=True, tag=True, eq=False, gc=False):
-    """A dispatch, accepted. `rank`: where steps without a device begin, -1: the coordinator chooses."""
+    """A dispatch, accepted. `rank`: where steps without a device begin, -1: the coordinator chooses. `fixed`: of a bound program; what is
+    touched of it is not among the `accesses`."""
 
     run: int
     program: Any
@@ -43,6 +44,11 @@ class Submit(Request[None], frozen=True, tag=True, eq=False, gc=False):
     after: tuple[int, ...] = ()
     plain: bool = False  # no deadline, nothing that it comes after
     fixed: Fixed | None = None
+
+    @property
+    def touched(self) -> tuple[Access, ...]:
+        """All accesses."""
+        return self.accesses if self.fixed is None else self.fixed.accesses + self.accesses
 
 
 class Allocate(Request[None], frozen=True, tag=True, eq=False, gc=False):

@@ -84,6 +84,7 @@ class Part(Struct, frozen=True):
     meeting: int = 0  # how many parts of the wave meet others; 0: this one meets nobody
     direct: tuple[tuple[int, bool], ...] | None = None  # (argument, written) of each slot, where all are whole arguments
     gang: Sync | None = None  # the only meeting, where it is the first step and nobody awaits anything before the end
+    plain: bool = True  # it meets nobody, and nobody awaits anything before its end
 
 
 class Scratch(Struct, frozen=True):

@@ -98,12 +98,13 @@ class Router:
         self._now = now
         while self.fresh or self.dirty:
             fresh = self.fresh
+            while len(fresh) == 1:  # as the next of a chain comes, when the one before it was handed over
+                record = fresh.pop()
+                if not self.goes_alone(record):
+                    self._admit(record)
             if fresh:
                 self.fresh = []
-                if len(fresh) == 1:
-                    if not self.goes_alone(fresh[0]):
-                        self._admit(fresh[0])
-                elif self._are_alike(fresh):
+                if self._are_alike(fresh):
                     self._go_in_line(fresh)
                 else:
                     for record in fresh:

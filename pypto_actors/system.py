@@ -57,6 +57,7 @@ class System:
         self._later: deque[Callable[[], None]] = deque()
         self._calls: deque[Call] = deque()  # the host actor's mail
         self._scheduled = False
+        self._whole = trace is not None  # must each turn be a whole one, for the trace or after a crash?
         self.eager = False  # do kernels run elsewhere, so that a turn in the caller's frame is short?
         self.wakeups: list[Waiter] = []  # resolved, and not yet told
         # a loop of our tests chooses itself which task goes on
@@ -108,7 +109,7 @@ class System:
         """Put a message into the mailbox and let the actors work at once: what waits for a kernel elsewhere has a way to go."""
         if self._scheduled or not self.eager:
             self.tell(message, record)
-        elif not message.plain or self.trace is not None or self.mail or self._busy or self.crashed is not None or self._timed:
+        elif self._whole or self.mail or self._timed or not message.plain:
             self.post(message, record)
             self.work()
             if self.wakeups:
@@ -122,7 +123,7 @@ class System:
     def answered(self, answer: Answer) -> None:
         """A device that works elsewhere has answered, and nothing else has come: a turn for one answer."""
         router = self.router
-        if type(answer) is not Completed or self.trace is not None or self.mail or self._busy or self.crashed is not None:
+        if self._whole or self.mail or type(answer) is not Completed:
             self.post(answer)
             self.turn()
             return
@@ -208,9 +209,7 @@ class System:
     def turn(self) -> None:
         """Work until nothing is left to do, or for as long as it is fair to others. A callback of the loop: no task is running."""
         mail = self.mail
-        if len(mail) != 1 or self.trace is not None or self._busy or self._later or self._calls or self._timed or self.crashed is not None:
-            self.work()
-        elif type(message := mail[0][0]) is Submit and message.plain:
+        if len(mail) == 1 and not self._whole and not self._timed and type(message := mail[0][0]) is Submit and message.plain:
             self._take_one()
         else:
             self.work()
@@ -224,8 +223,9 @@ class System:
         message, record = mail.popleft()
         try:
             coordinator.submit(message, record)  # type: ignore[arg-type]
-            if router.fresh or router.dirty:
-                router.route(coordinator.now)
+            fresh = router.fresh
+            if len(fresh) == 1 and not router.goes_alone(first := fresh.pop()):
+                fresh.append(first)
             if busy:
                 waiting = busy[0].mail
                 receive = busy[0].receive
@@ -240,7 +240,7 @@ class System:
         except BaseException:  # the user's, out of a kernel
             self._schedule()
             raise
-        if mail or busy or self._later or self._calls or router.fresh or router.dirty or self._timed:
+        if mail or busy or router.fresh or router.dirty or self._later or self._calls:
             self.work()
 
     def _wake(self) -> None:
@@ -353,6 +353,7 @@ class System:
     def _crash(self, error: Exception, in_hand: Record | None = None) -> None:
         """A fault of our own: nothing can be trusted any more, but everybody gets an answer."""
         self.crashed = error
+        self._whole = True
         logger.critical("the coordinator of a worker failed; the worker can only be closed", exc_info=error)
         watches = [record for record, _ in self.coordinator.operations.watches]
         self._fail_all([*([in_hand] if in_hand is not None else []), *self.coordinator.records.values(), *watches])

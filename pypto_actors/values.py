@@ -88,7 +88,7 @@ class Fixed(Struct, frozen=True, eq=False, gc=False):
     They are claimed and looked up together, so that many cost little more than one.
 
     Attributes:
-        accesses: what is touched of them; they stand first among the accesses of a call.
+        accesses: what is touched of them.
         spaces: the allocations.
         rest: the positions of all other arguments: what each call brings, and fixed scalars.
     """

@@ -38,7 +38,7 @@ class InlineExecutor(LocalExecutor):
         except Exception as error:
             self.unable(message, error)
             return
-        if not part.meeting and len(part.events) == 1:
+        if part.plain:
             answer = execute(message, part, values, self._rank, self._clock)
             if self.dead or type(answer) is Failed:
                 self._answer(answer)

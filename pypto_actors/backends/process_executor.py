@@ -296,7 +296,7 @@ class ProcessExecutor(LocalExecutor):
     def _hand_over(self, message: Dispatch, part: Part, number: int, stage: Stage | None) -> None:
         values = self._ledger.values(message, part, stage, self._link, self._out)
         self._held.popleft()
-        if stage is not None or part.meeting or len(part.events) > 1:
+        if stage is not None or not part.plain:
             self._hands[message.run, message.part] = Hand(message, part, stage)
         elif self._ledger.keeps(message, part):
             self._send(Run(message.run, self._ledger.keep(message, number, values, self._out)))

@@ -7,7 +7,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeAlias
@@ -65,8 +64,10 @@ class Inbox:
             self.wake()
 
     def _heard(self) -> None:
-        with suppress(BlockingIOError):  # a loop may call twice for one wake-up, if it looks again before it has called
+        try:  # noqa: SIM105 (`suppress` makes an object, and this comes after every kernel)
             os.eventfd_read(self._fd)
+        except BlockingIOError:  # a loop may call twice for one wake-up, if it looks again before it has called
+            pass
         self.take()
 
     def take(self) -> None:
@@ -142,7 +143,7 @@ class ThreadExecutor(LocalExecutor):
         answers, wake = inbox.answers, inbox.wake
         while (ready := get()) is not None:
             message, part, values = ready
-            if part.meeting or len(part.events) > 1:
+            if not part.plain:
                 answer = self.over(message, self._step(message, part, values))
             elif self.dead:
                 continue

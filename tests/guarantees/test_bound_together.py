@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import pypto_actors as pa
+from pypto_actors import testing
 
 Vec = Annotated[pa.TensorRef, pa.InOut((4,), np.int64)]
 BACKENDS = pytest.mark.parametrize("backend", ["inline", "thread", "process"])
@@ -80,3 +81,17 @@ async def test_a_tensor_that_is_freed_meanwhile(backend: str) -> None:
         with pytest.raises(pa.StaleTensorError, match="parameter 'c'"):
             await bound(ones(), 1)
         assert worker.committed_device_memory() == 3 * 32
+
+
+@BACKENDS
+async def test_what_is_queued_fails_with_the_device_where_its_tensors_lived(backend: str) -> None:
+    async with pa.DistributedWorker(mixed, backend=backend) as worker:
+        tensors = [await worker.alloc_tensor((4,), np.int64) for _ in range(4)]
+        bound = worker.bind(mixed, a=tensors[0], b=tensors[1], c=tensors[2], d=tensors[3], scale=2)
+        for _ in range(2):
+            await bound(ones(), 1)
+        await worker.pause("keep")
+        handle = bound.submit_nowait(ones(), 1)
+        testing.kill_device(worker, 0)
+        with pytest.raises(pa.DeviceFailedError):
+            await handle
