@@ -1,7 +1,7 @@
 """The script that the process of a device runs: it ends with its parent, and loads no more of the package than it needs.
 
-Arguments: file descriptors of the two sockets, process id of the parent, rank, name of the package, its directory, and the
-parent's `sys.path`.
+Arguments: file descriptors of the pipe that messages come by, of the one that answers go by, and of the socket for memory; process id of
+the parent, rank, name of the package, its directory, and the parent's `sys.path`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Filler:
 
 
 def end_with(parent: int) -> None:
-    """Let the kernel kill this process when its parent ends, however that ends (Linux; elsewhere the end of the socket tells)."""
+    """Let the kernel kill this process when its parent ends, however that ends (Linux; elsewhere the end of the pipe tells)."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -73,7 +73,7 @@ def end_with(parent: int) -> None:
 
 
 def main() -> None:
-    messages, files, parent, rank, name, directory, path = sys.argv[1:]
+    messages, answers, files, parent, rank, name, directory, path = sys.argv[1:]
     end_with(int(parent))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear
     sys.path[:] = path.split(os.pathsep)
@@ -82,7 +82,7 @@ def main() -> None:
     backends = sys.modules[f"{name}.backends"] = LeanPackage(f"{name}.backends", os.path.join(directory, "backends"))
     package.__dict__["backends"] = backends
     sys.meta_path.insert(0, Filler(package))
-    importlib.import_module(f"{name}.backends.process_child").serve(int(messages), int(files), int(rank))
+    importlib.import_module(f"{name}.backends.process_child").serve(int(messages), int(answers), int(files), int(rank))
 
 
 if __name__ == "__main__":

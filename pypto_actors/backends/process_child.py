@@ -41,7 +41,7 @@ from pypto_actors.backends.wire import (
 )
 from pypto_actors.messages import Completed, Failed, Message, Reached
 
-RECEIVE = 1 << 18
+RECEIVE = 1 << 16  # bytes; for more, each buffer would be mapped and unmapped again
 # A step made ready: what to call (`None`: a meeting), and with what.
 Call = tuple[Callable[..., Any] | None, Sequence[Any]]
 
@@ -69,11 +69,12 @@ class Known:
 class DeviceProcess:
     """One device: its functions, parts, calls and memory."""
 
-    def __init__(self, link: socket.socket, files: socket.socket, rank: int) -> None:
-        self._link = link
+    def __init__(self, messages: int, answers: int, files: socket.socket, rank: int) -> None:
+        self._messages = messages
+        self._answers = answers
         self._files = files
         self._rank = rank
-        self._frames = Frames(to_process)
+        self._frames = Frames()
         self._queue: deque[Any] = deque()
         self._new: SimpleQueue[tuple[int, int]] = SimpleQueue()  # (slab, file descriptor)
         self._slabs: dict[int, mmap.mmap] = {}
@@ -96,14 +97,17 @@ class DeviceProcess:
             queue.extend(self._read())
 
     def _read(self) -> list[Any]:
-        data = self._link.recv(RECEIVE)
+        data = os.read(self._messages, RECEIVE)
         if not data:
             end()
-        return self._frames.feed(data)
+        bodies = self._frames.feed(data)
+        if len(bodies) == 1:
+            return to_process.decode(bodies[0])
+        return [message for body in bodies for message in to_process.decode(body)]
 
     def _send(self, message: Message) -> None:
         try:
-            self._link.sendall(frame([message]))
+            write(self._answers, frame(message))
         except OSError:  # nobody is left to hear it
             end()
 
@@ -258,11 +262,16 @@ def end() -> None:
     os._exit(0)
 
 
-def serve(link: int, files: int, rank: int) -> None:
+def write(fd: int, data: bytes) -> None:
+    """Write all of it; a handler of a signal may have cut a write short."""
+    while (written := os.write(fd, data)) < len(data):
+        data = data[written:]
+
+
+def serve(messages: int, answers: int, files: int, rank: int) -> None:
     """Serve a device; does not return."""
-    messages = socket.socket(fileno=link)
     try:
-        DeviceProcess(messages, socket.socket(fileno=files), rank).serve()
+        DeviceProcess(messages, answers, socket.socket(fileno=files), rank).serve()
     except BaseException as error:
-        messages.sendall(frame([Failed(-1, -1, rank, -1, error, 0.0, 0.0)]))
+        write(answers, frame(Failed(-1, -1, rank, -1, error, 0.0, 0.0)))
         raise

@@ -1,4 +1,8 @@
-"""The parent's side of one device process: its start, the two sockets to it, and how its end is heard. Nothing here blocks the loop."""
+"""The parent's side of one device process: its start, the ways to it, and how its end is heard. Nothing here blocks the loop.
+
+Messages go by a pipe each way, which puts many small ones into one page; a socket keeps each by itself, and costs ten times as much to
+read. File descriptors go by a socket.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +21,8 @@ from typing import Any
 
 from pypto_actors.backends.wire import Frames, frame, from_process
 
-RECEIVE = 1 << 18
+decode = from_process.decode
+RECEIVE = 1 << 16  # bytes; for more, each buffer would be mapped and unmapped again
 KILLED_WITHIN = 1000  # ms for the end of a process that was killed
 
 
@@ -30,34 +36,41 @@ class Link:
         self._rank = rank
         self._received = received
         self._end = ended
-        self._frames = Frames(from_process)
-        self._rest = b""  # what the socket has not taken yet
+        self._frames = Frames()
+        self._unsent: deque[memoryview] = deque()  # what the pipe has not taken yet
         self._over = False
         self.gone: asyncio.Future[None] = loop.create_future()
 
     def spawn(self, environment: Mapping[str, str]) -> None:
         """Start the process. It tells when it is ready."""
-        self._socket, theirs = socket.socketpair()
+        messages, self._messages = os.pipe()
+        self._answers, answers = os.pipe()
         self._files, their_files = socket.socketpair()
         try:
-            self._socket.setblocking(False)
+            os.set_blocking(self._messages, False)
+            os.set_blocking(self._answers, False)
             boot = Path(__file__).with_name("process_boot.py")
             package = __name__.partition(".")[0]
-            fds = (theirs.fileno(), their_files.fileno())
+            fds = (messages, answers, their_files.fileno())
             arguments = [*map(str, (*fds, os.getpid(), self._rank)), package, str(boot.parent.parent), os.pathsep.join(sys.path)]
             command = [sys.executable, "-P", str(boot), *arguments]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=fds, env=environment)
         except BaseException:
-            self._socket.close()
-            self._files.close()
+            self._close()
             raise
         finally:
-            theirs.close()
+            os.close(messages)
+            os.close(answers)
             their_files.close()
         self.pid = self._process.pid
         self._pidfd = os.pidfd_open(self.pid)
-        self._loop.add_reader(self._socket, self._readable)
+        self._loop.add_reader(self._answers, self._readable)
         self._loop.add_reader(self._pidfd, self._ended)
+
+    def _close(self) -> None:
+        os.close(self._messages)
+        os.close(self._answers)
+        self._files.close()
 
     # ------------------------------------------------------------------------------------------ messages
 
@@ -66,18 +79,18 @@ class Link:
         if self._over:
             return
         data = frame(messages)
-        if self._rest:
-            self._rest += data
+        if self._unsent:
+            self._unsent.append(memoryview(data))
             return
         try:
-            sent = self._socket.send(data)
+            sent = os.write(self._messages, data)
         except BlockingIOError:
             sent = 0
         except OSError:
             return
         if sent < len(data):
-            self._rest = data[sent:]
-            self._loop.add_writer(self._socket, self._writable)
+            self._unsent.append(memoryview(data)[sent:])
+            self._loop.add_writer(self._messages, self._writable)
 
     def send_file(self, number: int, fd: int) -> None:
         """Hand a file descriptor over; a thread of the process takes it at once."""
@@ -86,28 +99,33 @@ class Link:
                 socket.send_fds(self._files, [number.to_bytes(8, "little")], [fd])
 
     def _writable(self) -> None:
+        unsent = self._unsent
         try:
-            sent = self._socket.send(memoryview(self._rest)[: 1 << 20])
+            sent = os.write(self._messages, unsent[0])
         except BlockingIOError:
             return
         except OSError:
-            sent = len(self._rest)
-        self._rest = self._rest[sent:]
-        if not self._rest:
-            self._loop.remove_writer(self._socket)
+            unsent.clear()
+        else:
+            if sent < len(unsent[0]):
+                unsent[0] = unsent[0][sent:]
+            else:
+                unsent.popleft()
+        if not unsent:
+            self._loop.remove_writer(self._messages)
 
     def _readable(self) -> None:
         data = self._receive()
         if data:
-            self._received(self._frames.feed(data))
+            self._received([decode(body) for body in self._frames.feed(data)])
         elif data is not None and not self._over:  # it has closed its end, and has lost its way to answer
-            self._loop.remove_reader(self._socket)
+            self._loop.remove_reader(self._answers)
             self.kill()
 
     def _receive(self) -> bytes | None:
         """Bytes; none at the end, `None` where there are none yet."""
         try:
-            return self._socket.recv(RECEIVE)
+            return os.read(self._answers, RECEIVE)
         except BlockingIOError:
             return None
         except OSError:
@@ -142,15 +160,14 @@ class Link:
         if self._over:
             return
         while data := self._receive():  # what it has answered counts
-            self._received(self._frames.feed(data))
+            self._received([decode(body) for body in self._frames.feed(data)])
         if self._over:
             return
         self._over = True
-        self._loop.remove_reader(self._socket)
+        self._loop.remove_reader(self._answers)
         self._loop.remove_reader(self._pidfd)
-        self._loop.remove_writer(self._socket)
-        self._socket.close()
-        self._files.close()
+        self._loop.remove_writer(self._messages)
+        self._close()
         os.close(self._pidfd)
         self._end(_reason(self._process.wait()))
         self.gone.set_result(None)

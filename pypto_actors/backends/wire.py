@@ -1,7 +1,7 @@
-"""What crosses between a worker and the process of a device: frozen Structs, encoded by msgspec, many to a frame.
+"""What crosses between a worker and the process of a device: frozen Structs, encoded by msgspec.
 
 To the device go compact forms of the messages of `messages.py` (a plan and its functions are sent once); back come these messages
-themselves. A frame is its length in four bytes, and a msgpack array of messages.
+themselves. A frame is its length in four bytes, and msgpack: an array of messages to the device, one message from it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Go(Wire, frozen=True, tag=6, gc=False):
 
 
 class Map(Wire, frozen=True, tag=7, gc=False):
-    """A slab of memory; its file descriptor comes by the other socket."""
+    """A slab of memory; its file descriptor comes by the socket."""
 
     slab: int
     size: int
@@ -169,38 +169,46 @@ def decode_error(kind: type, value: Any) -> Any:
 
 encoder = msgspec.msgpack.Encoder(enc_hook=encode_error)
 to_process = msgspec.msgpack.Decoder(list[ToProcess])
-from_process = msgspec.msgpack.Decoder(list[FromProcess], dec_hook=decode_error)
+from_process = msgspec.msgpack.Decoder(FromProcess, dec_hook=decode_error)
 
 
 class Frames:
-    """Puts frames together from what comes out of a socket."""
+    """Cuts what comes out of a pipe into the bodies of frames."""
 
-    __slots__ = ("_decoder", "_rest")
+    __slots__ = ("_end", "_parts", "_size")
 
-    def __init__(self, decoder: msgspec.msgpack.Decoder[list[Any]]) -> None:
-        self._decoder = decoder
-        self._rest = b""
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []  # of a frame that is not whole
+        self._size = 0  # of them together
+        self._end = 0  # where it ends, or before that, if its head is not whole
 
-    def feed(self, data: bytes) -> list[Any]:
-        """The messages that are whole now."""
-        if self._rest:
-            data = self._rest + data
-            self._rest = b""
+    def feed(self, data: bytes) -> list[bytes]:
+        """The bodies that are whole now."""
+        if self._parts:
+            self._parts.append(data)
+            self._size += len(data)
+            if self._size < self._end:
+                return []
+            data = b"".join(self._parts)
+            self._parts.clear()
         size = len(data)
         end = HEADER + int.from_bytes(data[:HEADER], ORDER)
         if end == size:  # one frame, as most often
-            return self._decoder.decode(data[HEADER:])
-        messages: list[Any] = []
+            return [data[HEADER:]]
+        bodies: list[bytes] = []
         start = 0
         while size - start >= HEADER and end <= size:
-            messages += self._decoder.decode(memoryview(data)[start + HEADER : end])
+            bodies.append(data[start + HEADER : end])
             start = end
             end = start + HEADER + int.from_bytes(data[start : start + HEADER], ORDER)
-        self._rest = data[start:]
-        return messages
+        if start < size:
+            self._parts.append(data[start:])
+            self._size = size - start
+            self._end = end - start
+        return bodies
 
 
-def frame(messages: list[Any]) -> bytes:
-    """A frame of messages."""
-    body = encoder.encode(messages)
+def frame(message: Any) -> bytes:
+    """A frame with a message, or with a list of them."""
+    body = encoder.encode(message)
     return len(body).to_bytes(HEADER, ORDER) + body
