@@ -197,7 +197,7 @@ class Frames:
             return [data[HEADER:]]
         bodies: list[bytes] = []
         start = 0
-        while size - start >= HEADER and end <= size:
+        while end <= size:
             bodies.append(data[start + HEADER : end])
             start = end
             end = start + HEADER + int.from_bytes(data[start : start + HEADER], ORDER)

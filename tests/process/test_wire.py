@@ -1,5 +1,5 @@
-"""What crosses to a process, cut anywhere. Breaks that this catches, each planted once in a copy: a header in two pieces, a frame that is
-longer than a piece, the first bytes of the next frame thrown away, the end of what a full pipe has not taken."""
+"""What crosses to a process, cut anywhere. Breaks that this catches, each planted once in a copy: the first bytes of the next frame thrown
+away, and the end of what a full pipe has not taken."""
 
 from __future__ import annotations
 
