@@ -218,6 +218,7 @@ class BoundProgram:
             before.stage,
             before.plans,
             before.rank,
+            before.plan,
             template.fixed,
         )
 

@@ -41,7 +41,8 @@ from pypto_actors.messages import (
 from pypto_actors.operations import Operations
 from pypto_actors.plan import Part, Plan
 from pypto_actors.policy import Policy
-from pypto_actors.router import Port, Router
+from pypto_actors.port import Port
+from pypto_actors.router import Router
 from pypto_actors.statistics import Counts, DeviceStatistics, Statistics
 
 # looking a member up at its enumeration is slow
@@ -159,11 +160,11 @@ class Coordinator:
         self._last = run = record.id
         self.counts.accepted += 1
         self.records[run] = record
-        plan = message.plans.fixed
-        if plan is None or message.serial:
-            plan = self._place(message)
-        record.plan = plan
-        record.sole = sole = plan.sole
+        plan = record.plan
+        if plan is None:
+            plan = record.plan = self._place(message)
+            record.sole = plan.sole
+        sole = record.sole
         if message.at > self.now:
             self.now = message.at
         if plan.simple and message.plain and not self._cautious:
@@ -196,6 +197,8 @@ class Coordinator:
     def _place(self, message: Submit) -> Plan:
         """The plan of a dispatch; where it begins, if nobody says so, is the coordinator's choice."""
         plans, rank = message.plans, message.rank
+        if plans.fixed is not None and not message.serial:
+            return plans.fixed
         if rank < 0:
             rank = self.router.least_loaded() if plans.floating else 0
         return plans.at(rank, message.serial)

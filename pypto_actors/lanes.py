@@ -62,8 +62,12 @@ class Group(Struct, eq=False):
                 return False
         assert self.next is not None
         for claim in self.next.claims:
-            if not claim.open and claim.owner.sole == device:
-                _open(claim, freed)
+            owner = claim.owner
+            if owner.sole == device and not claim.open:  # what `_open` does
+                claim.open = True
+                owner.waits -= 1
+                if owner.waits == 0:
+                    freed.append(owner)
         return True
 
 
@@ -92,9 +96,11 @@ class Lane:
             return
         if last.write or claim.write:
             last.next = self.last = claim.group = Group(claim.write, {claim: None})
-            if not self._follows(claim.owner.sole):
+            owner, first = claim.owner, self.first
+            assert first is not None
+            if next(iter(first.claims)).owner.stands < 0 or not self._follows(owner.sole):
                 claim.open = False
-                claim.owner.waits += 1
+                owner.waits += 1
             return
         last.claims[claim] = None
         claim.group = last

@@ -103,6 +103,8 @@ class Record(Struct, eq=False, dict=False, weakref=True):
     queued_at: float = 0.0
     system: Any = None  # of a handle: where its messages go
     worker: Any = None  # of a handle: whose it is
+    plan: Plan | None = None  # known at once where its program has one only
+    sole: int = -1  # the only device that it needs, or -1
     state: RunState = _QUEUED
     failure: Failure | None = None
     raised: Any = None  # the `Failed` messages of its parts
@@ -112,16 +114,13 @@ class Record(Struct, eq=False, dict=False, weakref=True):
     waits: int = 0
     claims: Any = None
     bundle: Any = None  # what it claims together
-    sole: int = -1  # the only device that it needs, or -1
     stands: int = -1  # the single device to which it was handed, or -1
     # scheduling
-    plan: Plan | None = None
     key: Any = None
     dependents: list[Record] | None = None
     broken: Record | None = None  # the dependency that failed
     overtaken: int = 0
     claimed: bool = False
-    entered: bool = False  # does it stand in the queues of its devices?
     parked: bool = False  # does it wait for scratch, out of the sight of the policy?
     # execution
     pending: Any = None  # of each part, how many events it still awaits

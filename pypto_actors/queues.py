@@ -77,7 +77,6 @@ class DeviceQueue:
 
     def line_up(self, record: Record) -> None:
         """`record` is ready, and stands in the order of acceptance."""
-        record.entered = True
         order = self.order
         if order is _NONE:
             order = self.order = []
@@ -109,7 +108,7 @@ class DeviceQueue:
         heappush(heap, (record.key, record.id, record))
 
     def remove(self, record: Record) -> None:
-        """`record` was handed over, or has left the queue. Its place in the heap is given up when it comes to the front."""
+        """`record` was handed over, or leaves the queue if it stands in it. The heap lets go of it when it comes to the front."""
         order = self.order
         if order and order[0] is record:
             del order[0]
@@ -196,7 +195,7 @@ _NONE: list[Record] = []
 
 
 def _ready(record: Record) -> bool:
-    return record.state is RunState.QUEUED and record.entered and not record.parked
+    return record.state is RunState.QUEUED and not record.parked
 
 
 def _alone(record: Record) -> bool:

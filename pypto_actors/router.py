@@ -6,16 +6,17 @@ What waits for nothing comes in by `fresh`; devices where something may go are `
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from pypto_actors.failures import expired, policy_failed
 from pypto_actors.hazards import Hazards
 from pypto_actors.ledger import Ledger
 from pypto_actors.lifecycle import Failure, Record, RunEvent, RunState
-from pypto_actors.messages import Call, Commit, Dispatch, ToDevice
+from pypto_actors.messages import Call, Commit, Dispatch
 from pypto_actors.operations import Operations
 from pypto_actors.plan import Plan
 from pypto_actors.policy import OWN_POLICIES, Arrival, Policy
+from pypto_actors.port import Port
 from pypto_actors.queues import DOWN, MOST_OVERTAKEN, DeviceQueue, Key, item_of
 from pypto_actors.statistics import Counts
 
@@ -24,31 +25,6 @@ ALL = 1 << 62  # every number of acceptance is below
 QUEUED, RUNNING = RunState.QUEUED, RunState.RUNNING
 HAND_OVER, COMPLETE, FAIL, CANCEL, EXPIRE = RunEvent
 End: TypeAlias = Callable[[Record, RunEvent, Failure | None], None]
-
-
-class Port(Protocol):
-    """How the coordinator acts on the world."""
-
-    def send(self, device: int, message: ToDevice) -> None:
-        """Put a message into a device's mailbox."""
-
-    def call(self, message: Call) -> None:
-        """Put a message into the host actor's mailbox."""
-
-    def left(self) -> None:
-        """A dispatch has left the queue: there is room for another."""
-
-    def failed(self, record: Record) -> None:
-        """A dispatch has failed or expired."""
-
-    def changed(self, record: Record, before: RunState) -> None:
-        """A record has moved through the life-cycle table (called while tracing)."""
-
-    def lost(self, device: int, allocations: Sequence[int]) -> None:
-        """A device has died, and with it the tensors that lived there."""
-
-    def restart(self, device: int) -> None:
-        """Start a device again; it is answered by `Restarted` or `Died`."""
 
 
 class Router:
@@ -419,8 +395,7 @@ class Router:
             queue = self.queues[plan.sole]
             if stage is not None:
                 queue.count(stage)
-            if record.entered:
-                queue.remove(record)
+            queue.remove(record)
             if not queue.order or queue.order[0].id > record.id:
                 return
         passed: dict[int, Record] = {}
@@ -428,8 +403,7 @@ class Router:
             queue = self.queues[device]
             if plan.sole < 0:
                 queue.count(stage)
-                if record.entered:
-                    queue.remove(record)
+                queue.remove(record)
             for other in queue.passed(record):
                 passed[other.id] = other
         for other in passed.values():
@@ -444,12 +418,11 @@ class Router:
 
     def leave(self, record: Record) -> None:
         """A record has ended without having been handed over."""
-        if record.entered:
-            assert record.plan is not None
-            for device in record.plan.devices:
-                self.queues[device].remove(record)
-                self.dirty[device] = None
-            self._parked.pop(record.id, None)
+        assert record.plan is not None
+        for device in record.plan.devices:
+            self.queues[device].remove(record)
+            self.dirty[device] = None
+        self._parked.pop(record.id, None)
 
     def memory_freed(self, devices: Iterable[int]) -> None:
         """Who waits for scratch on one of `devices` may try again."""

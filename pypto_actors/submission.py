@@ -27,7 +27,7 @@ from pypto_actors.handle import DistributedRunHandle
 from pypto_actors.mailbox import Counter
 from pypto_actors.messages import Submit
 from pypto_actors.parameters import Parameter, scalar_of
-from pypto_actors.plan import PlanFamily
+from pypto_actors.plan import Plan, PlanFamily
 from pypto_actors.program import Program
 from pypto_actors.registry import Entry
 from pypto_actors.signature import Signed, sign_one
@@ -54,6 +54,7 @@ class Prepared(Struct, eq=False):
     stage: str | None
     plans: PlanFamily
     rank: int
+    plan: Plan | None  # the only one, where there is only one
     fixed: Fixed | None = None
 
 
@@ -130,9 +131,10 @@ def _prepare(entry: Entry, signed: Signed, given: Sequence[Any], tensors: Tensor
         parts = _partial(signed, args)
         accesses = [access for _, some in parts for access in some]
         serial = signed.multiple and alias(parts, args)
-    program = entry.program
+    program, plans = entry.program, signed.plans
+    plan = None if serial else plans.fixed
     return Prepared(
-        entry, signed, tuple(args), tuple(accesses), outputs, serial, program, entry.shown, program.stage, signed.plans, signed.rank
+        entry, signed, tuple(args), tuple(accesses), outputs, serial, program, entry.shown, program.stage, plans, signed.rank, plan
     )
 
 
@@ -256,7 +258,11 @@ def accept(
             False,
             call.fixed,
         )
-    handle = DistributedRunHandle(run, call.shown, message, after, call.outputs, now, system, worker)
+    plan = call.plan
+    if plan is None:
+        handle = DistributedRunHandle(run, call.shown, message, after, call.outputs, now, system, worker)
+    else:
+        handle = DistributedRunHandle(run, call.shown, message, after, call.outputs, now, system, worker, plan, plan.sole)
     if waiter is not None:
         handle.waiters = waiter
         system.tell_now(message, handle)

@@ -226,8 +226,10 @@ class DistributedWorker:
         else:
             options = options_of(device, priority, deadline, after, self, self.config.world_size)
         call = prepare(self._registry.entry(program), args, self._tensors)
-        if not system.admission.take():
+        admission = system.admission
+        if admission.room <= 0 or admission.waiting:
             raise queue_full(system)
+        admission.room -= 1
         return accept(system, self, self._counter, call, options)
 
     async def __call__(self, *args: Any) -> RunResult:

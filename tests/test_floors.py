@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("messages", "collectives", "program", "constants"),
     ("arena", "hazards", "policy", "refs"),
     ("lifecycle", "steps"),
-    ("failures", "health", "ledger", "mailbox", "queues", "statistics", "tensors", "deadlines", "gangs"),
+    ("failures", "health", "ledger", "mailbox", "port", "queues", "statistics", "tensors", "deadlines", "gangs"),
     ("operations", "recording", "events", "digest", "loading"),
     ("router", "lowering", "saving"),
     ("compiled",),

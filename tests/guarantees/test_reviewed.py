@@ -163,6 +163,8 @@ def count(window: pa.InOutArray, x: pa.OutArray) -> None:
 
 
 async def test_a_window_is_its_programs_own_although_that_has_gone() -> None:
+    gc.collect()
+    gc.freeze()  # so that the collections below look at what is made here only
     async with opened(anywhere, persistent=True, reset_persistent_windows=False) as worker:
         for _ in range(12):
 
@@ -177,6 +179,7 @@ async def test_a_window_is_its_programs_own_although_that_has_gone() -> None:
             del program, handle
             gc.collect()
             assert x.tolist() == [1] * 4
+    gc.unfreeze()
 
 
 async def test_a_persistent_window_keeps_its_form_over_recordings() -> None:
