@@ -57,7 +57,7 @@ class Group(Struct, eq=False):
 
     def stand(self, device: int, freed: list[Owner]) -> bool:
         """Some of the group were handed to `device`, where all before it stand: if all of it do, the next group may follow there."""
-        for claim in self.claims:
+        for claim in self.claims:  # what `stands` does, for every dispatch of a chain
             if claim.owner.stands != device:
                 return False
         assert self.next is not None

@@ -259,10 +259,8 @@ def accept(
             call.fixed,
         )
     plan = call.plan
-    if plan is None:
-        handle = DistributedRunHandle(run, call.shown, message, after, call.outputs, now, system, worker)
-    else:
-        handle = DistributedRunHandle(run, call.shown, message, after, call.outputs, now, system, worker, plan, plan.sole)
+    sole = -1 if plan is None else plan.sole
+    handle = DistributedRunHandle(run, call.shown, message, after, call.outputs, now, system, worker, plan, sole)
     if waiter is not None:
         handle.waiters = waiter
         system.tell_now(message, handle)

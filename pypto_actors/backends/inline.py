@@ -42,7 +42,7 @@ class InlineExecutor(LocalExecutor):
             answer = execute(message, part, values, self._rank, self._clock)
             if self.dead or type(answer) is Failed:
                 self._answer(answer)
-            else:
+            else:  # most often: one call less
                 self._desk.post(answer)
         elif part.gang is not None:
             self._join(message, part, values, part.gang)

@@ -22,6 +22,7 @@ import numpy as np
 
 from pypto_actors.backends.wire import (
     COPY,
+    RECEIVE,
     SYNC,
     Came,
     Do,
@@ -41,7 +42,6 @@ from pypto_actors.backends.wire import (
 )
 from pypto_actors.messages import Completed, Failed, Message, Reached
 
-RECEIVE = 1 << 16  # bytes; for more, each buffer would be mapped and unmapped again
 # A step made ready: what to call (`None`: a meeting), and with what.
 Call = tuple[Callable[..., Any] | None, Sequence[Any]]
 

@@ -19,10 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pypto_actors.backends.wire import Frames, frame, from_process
+from pypto_actors.backends.wire import RECEIVE, Frames, frame, from_process
 
 decode = from_process.decode
-RECEIVE = 1 << 16  # bytes; for more, each buffer would be mapped and unmapped again
 KILLED_WITHIN = 1000  # ms for the end of a process that was killed
 
 

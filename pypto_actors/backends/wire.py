@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from pypto_actors.messages import Completed, Failed, Message, Reached
 
+RECEIVE = 1 << 16  # bytes that are read at a time; for more, each buffer would be mapped and unmapped again
 HEADER = 4
 ORDER: Literal["little"] = "little"  # bytes of the length
 COPY, SYNC = -1, -2  # in place of the number of a function

@@ -1,7 +1,7 @@
 """Bound programs with many fixed tensors, which are claimed and looked up together, among calls that touch some of them by themselves.
 
 Breaks that this catches: a fixed scalar that is taken for a tensor; a bundle that is not given up where somebody else comes, or that is
-given up for the spaces that he has taken; views that outlive their tensor.
+given up for the spaces that he has taken; views that outlive their tensor; fixed tensors that a death does not look at.
 """
 
 from __future__ import annotations
@@ -40,6 +40,15 @@ def doubled(orch: pa.Orchestrator, x: Vec) -> None:
     orch.submit(double, x)
 
 
+async def bound_and_known(worker: pa.DistributedWorker) -> tuple[list[pa.DeviceTensor], pa.BoundProgram]:
+    """Four tensors, and a program that fixes them and has been called often enough for them to go together."""
+    tensors = [await worker.alloc_tensor((4,), np.int64) for _ in range(4)]
+    bound = worker.bind(mixed, a=tensors[0], b=tensors[1], c=tensors[2], d=tensors[3], scale=2)
+    for _ in range(2):
+        await bound(ones(), 1)
+    return tensors, bound
+
+
 def ones() -> np.ndarray[Any, Any]:
     return np.ones(4, np.int64)
 
@@ -73,10 +82,8 @@ async def test_in_the_order_of_acceptance_with_calls_that_touch_some_of_the_tens
 @BACKENDS
 async def test_a_tensor_that_is_freed_meanwhile(backend: str) -> None:
     async with pa.DistributedWorker(mixed, backend=backend) as worker:
-        tensors = [await worker.alloc_tensor((4,), np.int64) for _ in range(4)]
-        bound = worker.bind(mixed, a=tensors[0], b=tensors[1], c=tensors[2], d=tensors[3], scale=2)
-        for _ in range(3):
-            await bound(ones(), 1)
+        tensors, bound = await bound_and_known(worker)
+        await bound(ones(), 1)
         await worker.free_tensor(tensors[2])
         with pytest.raises(pa.StaleTensorError, match="parameter 'c'"):
             await bound(ones(), 1)
@@ -86,10 +93,7 @@ async def test_a_tensor_that_is_freed_meanwhile(backend: str) -> None:
 @BACKENDS
 async def test_what_is_queued_fails_with_the_device_where_its_tensors_lived(backend: str) -> None:
     async with pa.DistributedWorker(mixed, backend=backend) as worker:
-        tensors = [await worker.alloc_tensor((4,), np.int64) for _ in range(4)]
-        bound = worker.bind(mixed, a=tensors[0], b=tensors[1], c=tensors[2], d=tensors[3], scale=2)
-        for _ in range(2):
-            await bound(ones(), 1)
+        _, bound = await bound_and_known(worker)
         await worker.pause("keep")
         handle = bound.submit_nowait(ones(), 1)
         testing.kill_device(worker, 0)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import numpy as np
@@ -162,24 +163,33 @@ def count(window: pa.InOutArray, x: pa.OutArray) -> None:
     x[...] = window
 
 
-async def test_a_window_is_its_programs_own_although_that_has_gone() -> None:
+@contextmanager
+def frozen_heap() -> Iterator[None]:
+    """Collections inside look at what is made inside only."""
     gc.collect()
-    gc.freeze()  # so that the collections below look at what is made here only
-    async with opened(anywhere, persistent=True, reset_persistent_windows=False) as worker:
-        for _ in range(12):
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
-            @pa.program
-            def program(orch: pa.Orchestrator, x: Vec) -> None:
-                orch.submit(count, orch.window("w", (4,), np.int64)[0], x)
 
-            handle = await worker.register(program)
-            x = ones()
-            await handle(x) if callable(handle) else await worker.run(program, x)
-            await handle.unregister()
-            del program, handle
-            gc.collect()
-            assert x.tolist() == [1] * 4
-    gc.unfreeze()
+async def test_a_window_is_its_programs_own_although_that_has_gone() -> None:
+    with frozen_heap():
+        async with opened(anywhere, persistent=True, reset_persistent_windows=False) as worker:
+            for _ in range(12):
+
+                @pa.program
+                def program(orch: pa.Orchestrator, x: Vec) -> None:
+                    orch.submit(count, orch.window("w", (4,), np.int64)[0], x)
+
+                handle = await worker.register(program)
+                x = ones()
+                await handle(x) if callable(handle) else await worker.run(program, x)
+                await handle.unregister()
+                del program, handle
+                gc.collect()
+                assert x.tolist() == [1] * 4
 
 
 async def test_a_persistent_window_keeps_its_form_over_recordings() -> None:

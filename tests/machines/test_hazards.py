@@ -2,7 +2,7 @@
 
 Breaks that this catches, each planted once in a copy: readers that wait for readers, a writer that does not wait for readers, a chain
 across two devices, a bundle that is given up as a whole when one of its spaces is shared, no merge of readers when a writer between them
-leaves, a split that forgets who waits, ranges that are never forgotten.
+leaves, a split that forgets who waits, ranges that are never forgotten, who was alone and is not claimed when a second one comes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The order in which a coordinator hands over, against plain models, over random sequences of dispatches and answers.
 
 Breaks that this catches, each planted once in a copy: an overtaken count that never claims, equal priorities that change places, a
-policy that is asked with the wrong candidates, more parts on a device than its slots, claims in the order of claiming.
+policy that is asked with the wrong candidates, more parts on a device than its slots, claims in the order of claiming, a line in which
+two stages stand, that a pause does not stop, or that goes in the order of becoming ready.
 """
 
 from __future__ import annotations

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import numpy as np
 import pytest
+from msgspec.structs import astuple
 
 import pypto_actors as pa
-from pypto_actors.backends.wire import Frames, frame, from_process, to_process
+from pypto_actors.backends.wire import Frames, Run, frame, from_process, to_process
 from pypto_actors.messages import Completed
 
 
@@ -28,7 +29,8 @@ def test_frames_are_found_however_they_are_cut(seed: int) -> None:
 
 
 def test_messages_to_a_process_go_together() -> None:
-    assert [to_process.decode(body) for body in Frames().feed(frame([]) + frame([]))] == [[], []]
+    bodies = Frames().feed(frame([Run(1, 7), Run(2, 8)]) + frame([Run(3, 9)]))
+    assert [[astuple(message) for message in to_process.decode(body)] for body in bodies] == [[(1, 7), (2, 8)], [(3, 9)]]
 
 
 async def test_a_message_that_is_larger_than_a_pipe() -> None:
