@@ -28,6 +28,7 @@ from pypto_actors.backends.wire import (
     Do,
     Drop,
     End,
+    Fill,
     Forget,
     Frames,
     Go,
@@ -56,14 +57,16 @@ def dtype_of(key: str | bytes) -> np.dtype[Any]:
 
 
 class Known:
-    """A part with its values, ready to be called again and again."""
+    """A part with its values, ready to be called again and again. `values` and `rest`: of one whose calls bring some of them."""
 
-    __slots__ = ("calls", "part", "simple")
+    __slots__ = ("calls", "part", "rest", "simple", "values")
 
-    def __init__(self, part: Prepare, calls: Sequence[Call]) -> None:
+    def __init__(self, part: Prepare, calls: Sequence[Call], values: Sequence[Any] = (), rest: Sequence[int] = ()) -> None:
         self.part = part
         self.calls = calls
         self.simple = len(part.events) == 1 and all(call[0] is not None for call in calls)
+        self.values = values
+        self.rest = rest
 
 
 class DeviceProcess:
@@ -127,8 +130,10 @@ class DeviceProcess:
             self._dispatch(message.run, self._calls[message.call])
         elif kind is Do:
             self._dispatch(message.run, self._known(message.part, message.values))
+        elif kind is Fill:
+            self._dispatch(message.run, self._filled(self._calls[message.call], message.values))
         elif kind is Know:
-            self._calls[message.call] = self._known(message.part, message.values)
+            self._calls[message.call] = self._known(message.part, message.values, message.rest)
         elif kind is Drop:
             for call in message.calls:
                 del self._calls[call]
@@ -151,26 +156,45 @@ class DeviceProcess:
 
     # ------------------------------------------------------------------------------------------ values
 
-    def _known(self, number: int, values: Sequence[Any]) -> Known | Unknown:
+    def _known(self, number: int, values: Sequence[Any], rest: Sequence[int] = ()) -> Known | Unknown:
         """A part with its values; the exception why there is none is the answer to its dispatches."""
         part = self._parts[number]
         try:
             slots = [self._value(value, writable) for value, writable in zip(values, part.writable, strict=True)]
-            calls: list[Call] = []
-            for function, meeting, positions in part.steps:
-                known = None if function == SYNC else self._functions[function]
-                if isinstance(known, Exception):
-                    raise known
-                calls.append((known, (meeting,) if known is None else tuple([slots[position] for position in positions])))
+            return Known(part, self._called(part, slots), slots, rest)
         except Exception as error:
             return Unknown(part, error)
-        return Known(part, calls)
+
+    def _filled(self, known: Known | Unknown, values: Sequence[Any]) -> Known | Unknown:
+        """The same with the values of the rest."""
+        if isinstance(known, Unknown):
+            return known
+        part = known.part
+        try:
+            slots = list(known.values)
+            for position, value in zip(known.rest, values, strict=True):
+                slots[position] = self._value(value, part.writable[position])
+            return Known(part, self._called(part, slots))
+        except Exception as error:
+            return Unknown(part, error)
+
+    def _called(self, part: Prepare, slots: Sequence[Any]) -> list[Call]:
+        calls: list[Call] = []
+        for function, meeting, positions in part.steps:
+            known = None if function == SYNC else self._functions[function]
+            if isinstance(known, Exception):
+                raise known
+            calls.append((known, (meeting,) if known is None else tuple([slots[position] for position in positions])))
+        return calls
 
     def _value(self, value: Any, writable: bool) -> Any:
         if type(value) is bytes:
             return pickle.loads(value)
         if type(value) is not list:
             return value
+        if len(value) == 3:
+            data, shape, key = value
+            return np.ndarray(shape, dtype_of(key), data)  # cannot be written, as its bytes cannot
         slab, offset, shape, strides, key = value
         dtype = dtype_of(key)
         array = np.empty(shape, dtype) if slab == 0 else np.ndarray(shape, dtype, self._slabs[slab], offset, strides)

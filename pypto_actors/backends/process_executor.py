@@ -9,20 +9,20 @@ from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
 from msgspec import Struct
 
+from pypto_actors.backends.known_calls import Known
 from pypto_actors.backends.local import Clock, LocalExecutor, failed, size_of
 from pypto_actors.backends.process_ledger import Ledger
 from pypto_actors.backends.process_link import Link
-from pypto_actors.backends.process_staging import Array, Stage, Staging, copy_all, size_of_copies
+from pypto_actors.backends.process_staging import Array, HostSlot, Stage, Staging, copy_all, host_slots, size_of_copies
 from pypto_actors.backends.rendezvous import Deserted, Key
 from pypto_actors.backends.shared_memory import SharedInterconnect
 from pypto_actors.backends.thread import WorkThread
-from pypto_actors.backends.wire import Came, Do, Drop, End, Go, Ready, Run
+from pypto_actors.backends.wire import Came, Do, Drop, End, Fill, Go, Ready, Run
 from pypto_actors.executor import Answer, Desk
 from pypto_actors.messages import Completed, Dispatch, Failed, Piece, Reached, Release
-from pypto_actors.plan import Part, Source, Sync
+from pypto_actors.plan import Part, Sync
 
 LARGE_COPY = 1 << 20  # bytes; below, a copy holds the loop up for less than its way to a thread and back
 LOOK = 0.4  # seconds between looks at a process that owes an answer: is it stopped?
@@ -207,15 +207,15 @@ class ProcessExecutor(LocalExecutor):
 
     def dispatch(self, message: Dispatch) -> None:
         if not self._held:
-            call = self._calls.get(id(message.args))
-            if call is not None and call.args is message.args and call.plan is message.plan:
+            call = self._calls.find(message.args, message.plan)
+            if call is not None:
                 self._send(Run(message.run, call.number))
                 return
         self._held.append(message)
         if len(self._held) == 1:
             self._advance()
 
-    def _send(self, message: Run | Do) -> None:
+    def _send(self, message: Run | Fill | Do) -> None:
         """One that is answered. The first goes at once, those behind it together."""
         self._out.append(message)
         self._owed += 1
@@ -256,24 +256,29 @@ class ProcessExecutor(LocalExecutor):
         plan = message.plan
         part = plan.parts[message.part]
         number = self._ledger.part(plan, part, self._out)
-        stage = None
-        if any(slot.source is Source.ARGUMENT and isinstance(message.args[slot.index], np.ndarray) for slot in part.slots):
-            stage = self._stage(message, part)
-            if stage is None:
-                return False
-            if not stage.ready:
-                self._staging_in = True
-                stage.waiting.append(lambda: self._staged(message, part, number, stage))
-                return True
-        self._hand_over(message, part, number, stage)
+        known = self._ledger.bound(message, part, number, self._link, self._out)
+        hosts = host_slots(message.args, part, enumerate(part.slots) if known is None else known.rest)
+        if not hosts:
+            self._hand_over(message, part, number, known, None)
+            return True
+        stage = self._stage(message, part, hosts)
+        if stage is None:
+            return False
+        if stage.ready:
+            self._hand_over(message, part, number, known, stage)
+        else:
+            self._staging_in = True
+            stage.waiting.append(lambda: self._staged(message, part, number, known, stage))
         return True
 
-    def _stage(self, message: Dispatch, part: Part) -> Stage | None:
+    def _stage(self, message: Dispatch, part: Part, hosts: list[HostSlot]) -> Stage | None:
         wave = self._waves.setdefault((message.run, part.wave), Wave()) if part.meeting else None
         stage = None if wave is None else wave.stage
         if stage is None:
-            parts = [part] if wave is None else [other for other in message.plan.parts if other.meeting and other.wave == part.wave]
-            stage = self._staging.stage(message, parts)
+            if wave is not None:
+                parts = [other for other in message.plan.parts if other.meeting and other.wave == part.wave]
+                hosts = [host for other in parts for host in host_slots(message.args, other, enumerate(other.slots))]
+            stage = self._staging.stage(message, hosts)
             if stage is None:
                 return None
             if wave is not None:
@@ -285,23 +290,26 @@ class ProcessExecutor(LocalExecutor):
                 self._in_thread(lambda: copy_all(stage.fill), stage.filled)
         return stage
 
-    def _staged(self, message: Dispatch, part: Part, number: int, stage: Stage) -> None:
+    def _staged(self, message: Dispatch, part: Part, number: int, known: Known | None, stage: Stage) -> None:
         self._staging_in = False
         if not self.dead and self._held and self._held[0] is message:
-            self._hand_over(message, part, number, stage)
+            self._hand_over(message, part, number, known, stage)
             self._advance()
         elif not part.meeting:
             self._staging.leave(stage)
 
-    def _hand_over(self, message: Dispatch, part: Part, number: int, stage: Stage | None) -> None:
-        values = self._ledger.values(message, part, stage, self._link, self._out)
+    def _hand_over(self, message: Dispatch, part: Part, number: int, known: Known | None, stage: Stage | None) -> None:
+        slots = enumerate(part.slots) if known is None else known.rest
+        values = self._ledger.values(message, part, slots, stage, self._link, self._out)
         self._held.popleft()
-        if stage is not None or not part.plain:
+        if (stage is not None and stage.regions) or not part.plain:
             self._hands[message.run, message.part] = Hand(message, part, stage)
-        elif self._ledger.keeps(message, part):
+        if known is not None:
+            self._send(Fill(message.run, known.number, values))
+        elif stage is None and part.plain and self._ledger.keeps(message, part):
             self._send(Run(message.run, self._ledger.keep(message, number, values, self._out)))
-            return
-        self._send(Do(message.run, number, values))
+        else:
+            self._send(Do(message.run, number, values))
 
     # ------------------------------------------------------------------------------------------ from the process
 
@@ -409,7 +417,7 @@ class ProcessExecutor(LocalExecutor):
     # ------------------------------------------------------------------------------------------ memory
 
     def release(self, message: Release) -> None:
-        calls = self._ledger.released(message.allocations)
+        calls = self._calls.released(message.allocations)
         if calls:
             self._put(Drop(calls))
         super().release(message)

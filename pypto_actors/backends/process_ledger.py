@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from msgspec import Struct
-
+from pypto_actors.backends.known_calls import MOST, Known, KnownCalls
 from pypto_actors.backends.memory import sliced_tensor
 from pypto_actors.backends.process_link import Link
 from pypto_actors.backends.process_staging import Stage, dtype_key
@@ -18,16 +17,7 @@ from pypto_actors.messages import Dispatch
 from pypto_actors.plan import Part, Plan, Slot, Source, Sync
 from pypto_actors.values import DeviceTensor
 
-MOST = 4096  # of each kind are kept; then all is forgotten
 SCALARS = (bool, float, str)
-
-
-class Known(Struct, eq=False, gc=False):
-    """A call that the device knows: the very tuple of arguments, which comes again and again."""
-
-    args: tuple[Any, ...]
-    plan: Plan  # of one part
-    number: int
 
 
 class Ledger:
@@ -35,8 +25,7 @@ class Ledger:
 
     def __init__(self, interconnect: SharedInterconnect) -> None:
         self._interconnect = interconnect
-        self.calls: dict[int, Known] = {}  # by the identity of their arguments
-        self._users: dict[int, list[int]] = {}  # allocation -> identities of the arguments that name it
+        self.calls = KnownCalls()
         self._functions: dict[int, tuple[Callable[..., Any], int]] = {}
         self._parts: dict[int, tuple[Part, int]] = {}
         self._slabs: set[int] = set()
@@ -61,7 +50,6 @@ class Ledger:
             self._parts.clear()
             self._functions.clear()
             self.calls.clear()
-            self._users.clear()
             out.append(Forget())
         steps: list[tuple[int, int, tuple[int, ...]]] = []
         for step in part.steps:
@@ -84,10 +72,12 @@ class Ledger:
 
     # ------------------------------------------------------------------------------------------ values
 
-    def values(self, message: Dispatch, part: Part, stage: Stage | None, link: Link, out: list[Any]) -> list[Value]:
-        """The values of a part's slots."""
+    def values(
+        self, message: Dispatch, part: Part, slots: Iterable[tuple[int, Slot]], stage: Stage | None, link: Link, out: list[Any]
+    ) -> list[Value]:
+        """The values of some of a part's slots."""
         values = []
-        for index, slot in enumerate(part.slots):
+        for index, slot in slots:
             staged = stage.values.get((part.index, index)) if stage is not None else None
             value = self._value(slot, message) if staged is None else staged
             if type(value) is tuple and value[0] and value[0] not in self._slabs:
@@ -134,26 +124,34 @@ class Ledger:
 
     def keep(self, message: Dispatch, part: int, values: list[Value], out: list[Any]) -> int:
         """The number of a call, made known."""
-        number = self._number()
-        identity = id(message.args)
-        if len(self.calls) >= MOST:
-            out.append(Drop([known.number for known in self.calls.values()]))
-            self.calls.clear()
-            self._users.clear()
-        elif identity in self.calls:  # another plan with the same arguments
-            out.append(Drop([self.calls[identity].number]))
-        self.calls[identity] = Known(message.args, message.plan, number)
-        for arg in message.args:
-            self._users.setdefault(arg.allocation, []).append(identity)
-        out.append(Know(number, part, values))
-        return number
+        known = Known(message.args, message.plan, self._number())
+        self._keep(known, [arg.allocation for arg in message.args], out)
+        out.append(Know(known.number, part, values))
+        return known.number
 
-    def released(self, allocations: Sequence[int]) -> list[int]:
-        """Memory has gone; gives the calls that have gone with it."""
-        gone = []
-        for allocation in allocations:
-            for identity in self._users.pop(allocation, ()):
-                known = self.calls.pop(identity, None)
-                if known is not None:
-                    gone.append(known.number)
-        return gone
+    def bound(self, message: Dispatch, part: Part, number: int, link: Link, out: list[Any]) -> Known | None:
+        """What the calls of a bound program have in common, made known; `None`: this is no such call, or some of it lives elsewhere."""
+        fixed, plan = message.fixed, message.plan
+        if fixed is None or plan.sole < 0 or part.direct is None:
+            return None
+        known = self.calls.find(fixed, plan)
+        if known is not None:
+            return known
+        rest: list[tuple[int, Slot]] = []
+        common: list[tuple[int, Slot]] = []
+        for index, slot in enumerate(part.slots):
+            (rest if slot.index in fixed.rest else common).append((index, slot))
+        if any(message.args[slot.index].device != plan.sole for _, slot in common):
+            return None
+        values: list[Value] = [None] * len(part.slots)
+        for (index, _), value in zip(common, self.values(message, part, common, None, link, out), strict=True):
+            values[index] = value
+        known = Known(fixed, plan, self._number(), tuple(rest))
+        self._keep(known, fixed.spaces, out)
+        out.append(Know(known.number, number, values, [index for index, _ in rest]))
+        return known
+
+    def _keep(self, known: Known, allocations: Iterable[int], out: list[Any]) -> None:
+        gone = self.calls.keep(known, allocations)
+        if gone:
+            out.append(Drop(gone))

@@ -15,15 +15,18 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import numpy as np
 from msgspec import Struct
 
+from pypto_actors.addresses import address_of
 from pypto_actors.backends.memory import sliced
 from pypto_actors.backends.shared_memory import HOST_HEAP, SMALLEST, Block, SharedInterconnect
 from pypto_actors.backends.wire import Value
 from pypto_actors.messages import Dispatch
-from pypto_actors.plan import Part, Source
+from pypto_actors.plan import Part, Slot, Source
 
 Array: TypeAlias = np.ndarray[Any, Any]
-Key: TypeAlias = tuple[int, tuple[int, ...], tuple[int, ...], str]  # address, shape, strides, dtype
+Key: TypeAlias = tuple[int, tuple[int, ...], tuple[int, ...], str | bytes]  # address, shape, strides, dtype
 At: TypeAlias = tuple[int, int]  # part, slot
+HostSlot: TypeAlias = tuple[At, Array, bool]  # of a host array: where it is used, what is used of it, and is it written?
+MOST_IN_MESSAGE = 4096  # bytes of an array that is only read and goes with the message; more are cheaper to copy than to read
 
 
 class Extent(Protocol):
@@ -100,23 +103,27 @@ class Staging:
         self._heap = interconnect.heap(HOST_HEAP)
         self._flying: list[Region] = []
 
-    def stage(self, message: Dispatch, parts: Sequence[Part]) -> Stage | None:
-        """The stage of `parts`; `None`: not now, as something in flight writes some of their bytes.
+    def stage(self, message: Dispatch, hosts: Iterable[HostSlot]) -> Stage | None:
+        """The stage of some host arrays; `None`: not now, as something in flight writes some of their bytes.
 
         Raises:
             TypeError: an array holds Python objects.
         """
         values: dict[At, Value] = {}
-        groups = grouped(self._views(message, parts, values))
+        groups = grouped(self._views(hosts, values))
         chained = message.plan.sole >= 0
         shared: list[Region | None] = []
         for group in groups:
-            region = self._conflict(group) if chained else None
+            region = self._conflict(group) if chained and self._flying else None
             if region is not None and not all(view.key in region.views for view in group):
                 return None
             shared.append(region)
         stage = Stage(message.run, values, {}, [], [])
         for group, known in zip(groups, shared, strict=True):
+            first = group[0]
+            if known is None and len(group) == 1 and not first.written and first.array.nbytes <= MOST_IN_MESSAGE:
+                values[first.at] = [first.array.tobytes(), first.array.shape, first.key[3]]
+                continue
             region = self._region(group) if known is None else known
             if known is None and chained:
                 self._flying.append(region)
@@ -125,34 +132,26 @@ class Staging:
             self._enter(stage, region, group)
         return stage
 
-    def _views(self, message: Dispatch, parts: Sequence[Part], values: dict[At, Value]) -> list[_View]:
+    def _views(self, hosts: Iterable[HostSlot], values: dict[At, Value]) -> list[_View]:
         views = []
-        for part in parts:
-            for index, slot in enumerate(part.slots):
-                array = message.args[slot.index] if slot.source is Source.ARGUMENT else None
-                if not isinstance(array, np.ndarray):
-                    continue
-                array = sliced(array, slot.path).view(np.ndarray)
-                if array.dtype.hasobject:
-                    raise TypeError(f"an array of Python objects cannot cross to the process of a device, got the dtype {array.dtype}")
-                at = (part.index, index)
-                address = array.__array_interface__["data"][0]
-                kind = dtype_key(array.dtype)
-                if array.size == 0:
-                    values[at] = (0, 0, array.shape, None, kind)
-                    continue
-                there = self._interconnect.locate(address)
-                if there is not None:
-                    values[at] = (*there, array.shape, array.strides, kind)
-                    continue
-                low = high = address
-                for size, stride in zip(array.shape, array.strides, strict=True):
-                    if stride < 0:
-                        low += (size - 1) * stride
-                    else:
-                        high += (size - 1) * stride
-                key = (address, array.shape, array.strides, array.dtype.str)
-                views.append(_View(array, key, low, high + array.itemsize, at, slot.writable))
+        for at, array, written in hosts:
+            kind = dtype_key(array.dtype)
+            address = address_of(array)
+            shape, strides = array.shape, array.strides
+            if array.size == 0:
+                values[at] = (0, 0, shape, None, kind)
+                continue
+            there = self._interconnect.locate(address)
+            if there is not None:
+                values[at] = (*there, shape, strides, kind)
+                continue
+            low = high = address
+            for size, stride in zip(shape, strides, strict=True):
+                if stride < 0:
+                    low += (size - 1) * stride
+                else:
+                    high += (size - 1) * stride
+            views.append(_View(array, (address, shape, strides, kind), low, high + array.itemsize, at, written))
         return views
 
     def _conflict(self, group: Sequence[_View]) -> Region | None:
@@ -195,6 +194,18 @@ class Staging:
                 self._heap.give(region.block)
 
 
+def host_slots(args: Sequence[Any], part: Part, slots: Iterable[tuple[int, Slot]]) -> list[HostSlot]:
+    """The host arrays among some slots of a part."""
+    hosts = []
+    for index, slot in slots:
+        if slot.source is Source.ARGUMENT:
+            array = args[slot.index]
+            if isinstance(array, np.ndarray):
+                plain = array if type(array) is np.ndarray else array.view(np.ndarray)
+                hosts.append(((part.index, index), sliced(plain, slot.path) if slot.path else plain, slot.writable))
+    return hosts
+
+
 def grouped(views: Iterable[V]) -> list[list[V]]:
     """Views that share memory, or might, together."""
     groups: list[list[V]] = []
@@ -221,5 +232,11 @@ def size_of_copies(copies: Iterable[tuple[Array, Array]]) -> int:
 
 @lru_cache(maxsize=1024)
 def dtype_key(dtype: np.dtype[Any]) -> str | bytes:
-    """A dtype on the wire."""
+    """A dtype on the wire.
+
+    Raises:
+        TypeError: its arrays hold Python objects.
+    """
+    if dtype.hasobject:
+        raise TypeError(f"an array of Python objects cannot cross to the process of a device, got the dtype {dtype}")
     return dtype.str if np.dtype(dtype.str) == dtype and dtype.names is None else pickle.dumps(dtype)

@@ -157,8 +157,8 @@ class RayExecutor(LocalExecutor):
 
     def dispatch(self, message: Dispatch) -> None:
         if not self._held and self._hand is None and not self._packing:
-            call = self.ledger.calls.get(id(message.args))
-            if call is not None and call.args is message.args and call.plan is message.plan:
+            call = self.ledger.calls.find(message.args, message.plan)
+            if call is not None:
                 self._caller.run(message, call.number, self._inbox_answer)
                 return
         self._held.append(message)

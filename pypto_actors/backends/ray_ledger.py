@@ -6,8 +6,9 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pypto_actors.backends.known_calls import MOST, Known, KnownCalls
 from pypto_actors.backends.memory import sliced_tensor
-from pypto_actors.backends.process_ledger import MOST, SCALARS, Known
+from pypto_actors.backends.process_ledger import SCALARS
 from pypto_actors.backends.process_staging import dtype_key
 from pypto_actors.backends.ray_segments import Segment, Use, segments_of
 from pypto_actors.backends.ray_wire import COPY, EMPTY, TENSOR, Drop, Forget, Free, Know, Make, Prepare, Value
@@ -25,8 +26,7 @@ class Ledger:
     def __init__(self, rank: int) -> None:
         self._rank = rank
         self.out: list[Any] = []
-        self.calls: dict[int, Known] = {}  # by the identity of their arguments
-        self._users: dict[int, list[int]] = {}  # allocation -> identities of the arguments that name it
+        self.calls = KnownCalls()
         self._functions: dict[int, tuple[Callable[..., Any], int]] = {}
         self._parts: dict[int, tuple[Part, tuple[Segment, ...]]] = {}
         self._segments: dict[int, int] = {}
@@ -50,7 +50,7 @@ class Ledger:
         return known[1]
 
     def _forget(self) -> None:
-        for kept in (self._parts, self._functions, self._segments, self.calls, self._users):
+        for kept in (self._parts, self._functions, self._segments, self.calls):
             kept.clear()
         self.out.append(Forget())
 
@@ -135,12 +135,7 @@ class Ledger:
 
     def release(self, allocations: Sequence[int]) -> None:
         """Memory has gone, and the calls that name it."""
-        gone = []
-        for allocation in allocations:
-            for identity in self._users.pop(allocation, ()):
-                known = self.calls.pop(identity, None)
-                if known is not None:
-                    gone.append(known.number)
+        gone = self.calls.released(allocations)
         if gone:
             self.out.append(Drop(gone))
         known_here = [allocation for allocation in allocations if allocation in self._memory]
@@ -157,16 +152,9 @@ class Ledger:
 
     def keep(self, message: Dispatch, segment: int, values: list[Value]) -> int:
         """The number of a call, made known."""
-        number = self._number()
-        identity = id(message.args)
-        if len(self.calls) >= MOST:
-            self.out.append(Drop([known.number for known in self.calls.values()]))
-            self.calls.clear()
-            self._users.clear()
-        elif identity in self.calls:  # another plan with the same arguments
-            self.out.append(Drop([self.calls[identity].number]))
-        self.calls[identity] = Known(message.args, message.plan, number)
-        for arg in message.args:
-            self._users.setdefault(arg.allocation, []).append(identity)
-        self.out.append(Know(number, segment, values))
-        return number
+        known = Known(message.args, message.plan, self._number())
+        gone = self.calls.keep(known, [arg.allocation for arg in message.args])
+        if gone:
+            self.out.append(Drop(gone))
+        self.out.append(Know(known.number, segment, values))
+        return known.number

@@ -20,7 +20,8 @@ HEADER = 4
 ORDER: Literal["little"] = "little"  # bytes of the length
 COPY, SYNC = -1, -2  # in place of the number of a function
 
-# A value of a slot: a scalar, `bytes` (a pickled value), or an array: [slab, offset, shape, strides, dtype]. Slab 0: an empty array.
+# A value of a slot: a scalar, `bytes` (a pickled value), or an array: where it lies, as [slab, offset, shape, strides, dtype] (slab 0:
+# an empty array), or what it holds, as [bytes, shape, dtype].
 Value: TypeAlias = Any
 
 
@@ -46,11 +47,12 @@ class Prepare(Wire, frozen=True, tag=2, gc=False):
 
 
 class Know(Wire, frozen=True, tag=3, gc=False):
-    """A part with its values: a call that will come again and again."""
+    """A part with its values: a call that will come again and again. `rest`: the slots whose values come with each call."""
 
     call: int
     part: int
     values: list[Value]
+    rest: list[int] = []
 
 
 class Run(Wire, frozen=True, tag=4, gc=False):
@@ -96,6 +98,14 @@ class End(Wire, frozen=True, tag=10, gc=False):
     """No more work."""
 
 
+class Fill(Wire, frozen=True, tag=11, gc=False):
+    """Dispatch a known call, with the values of its rest."""
+
+    run: int
+    call: int
+    values: list[Value]
+
+
 class Ready(Message, frozen=True, tag=True, eq=False, gc=False):
     """The process of a device has started."""
 
@@ -110,7 +120,7 @@ class Came(Message, frozen=True, tag=True, eq=False, gc=False):
     step: int
 
 
-ToProcess: TypeAlias = Learn | Prepare | Know | Run | Do | Go | Map | Drop | Forget | End
+ToProcess: TypeAlias = Learn | Prepare | Know | Run | Fill | Do | Go | Map | Drop | Forget | End
 FromProcess: TypeAlias = Completed | Failed | Reached | Came | Ready
 
 

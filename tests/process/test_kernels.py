@@ -240,7 +240,8 @@ async def test_scalars_of_any_size() -> None:
 
 
 async def test_more_plans_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pypto_actors.backends.process_ledger.MOST", 3)
+    for module in ("process_ledger", "known_calls"):
+        monkeypatch.setattr(f"pypto_actors.backends.{module}.MOST", 3)
     program = affine_on(0)
     async with opened(program) as worker:
         tensors = [await worker.alloc_tensor((n,), I64, init=ints(1, n)) for n in range(1, 9)]
