@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,7 +11,6 @@ import numpy.typing as npt
 from pypto_actors import collectives
 from pypto_actors.errors import PlacementError, ProgramError
 from pypto_actors.gangs import (
-    add_ref,
     all_to_all,
     allgather,
     allreduce,
@@ -26,11 +23,11 @@ from pypto_actors.gangs import (
     reduce_scatter,
     step_of,
 )
-from pypto_actors.parameters import Mode, Parameter, hints_of, scalar_of
-from pypto_actors.plan import Slot, Source
+from pypto_actors.plan import Source
 from pypto_actors.program import Kernel, Program
-from pypto_actors.refs import Place, ScalarRef, StackedRef, TensorRef, WindowRef
-from pypto_actors.steps import Callback, RawGang, RawScratch, RawStep, Recording, Touch
+from pypto_actors.refs import Place, ScalarRef, TensorRef, WindowRef
+from pypto_actors.step_arguments import callback_arguments, check_ref, kernel_arguments, kind_of
+from pypto_actors.steps import Callback, RawGang, RawScratch, RawStep, Recording
 from pypto_actors.values import Shape
 
 Form: TypeAlias = tuple[Shape, np.dtype[Any]]
@@ -76,7 +73,7 @@ class Orchestrator:
             PlacementError: a device tensor lives on another device.
         """
         self._check_open()
-        slots, touches = self._kernel_arguments(kernel, args)
+        slots, touches = kernel_arguments(self, self._program, kernel, args)
         refs = [arg for arg in args if isinstance(arg, TensorRef)]
         place = self._place(refs, device, f"kernel {kernel.name!r}")
         self._steps.append(RawStep(kernel.name, kernel.function, slots, touches, place))
@@ -93,24 +90,8 @@ class Orchestrator:
         """
         self._check_open()
         function, name = self._callback(callback)
-        modes = _callback_modes(function, name, self._program.name, args)
-        slots: list[Slot] = []
-        touches: list[Touch] = []
-        for position, (arg, mode) in enumerate(zip(args, modes, strict=True)):
-            where = f"argument {position} of callback {name!r}"
-            if isinstance(arg, TensorRef):
-                self._check_ref(arg, where)
-                if mode is None:
-                    mode = Mode.INOUT if arg._writable else Mode.IN
-                self._add(slots, touches, arg, mode is not Mode.IN, where)
-            elif isinstance(arg, ScalarRef):
-                self._check_ref(arg, where)
-                slots.append(Slot(Source.ARGUMENT, arg._index))
-            else:
-                if isinstance(arg, (list, tuple, dict, set)) and any(isinstance(item, (TensorRef, ScalarRef)) for item in _items(arg)):
-                    raise ProgramError(f"{where} is a {type(arg).__name__} of refs; pass each ref as an argument of its own")
-                slots.append(Slot(Source.CONSTANT, value=arg))
-        self._steps.append(RawStep(name, None, tuple(slots), tuple(touches), None, callback))
+        slots, touches = callback_arguments(self, self._program, function, name, args)
+        self._steps.append(RawStep(name, None, slots, touches, None, callback))
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike, device: int | None = None) -> TensorRef:
         """Scratch memory on `device` (`None`: where the next step without a device goes), own to each dispatch, freed at its end."""
@@ -124,7 +105,7 @@ class Orchestrator:
         for ref, what in ((dst, "dst"), (src, "src")):
             if not isinstance(ref, TensorRef):
                 raise ProgramError(f"copy takes tensor refs, got {ref!r} for {what}")
-            self._check_ref(ref, f"{what} of copy")
+            check_ref(self, ref, f"{what} of copy")
         if dst.shape != src.shape or dst.dtype != src.dtype:
             raise ProgramError(f"copy needs equal shapes and dtypes, got {dst!r} and {src!r}")
         check_writable(dst, "dst of copy")
@@ -150,7 +131,7 @@ class Orchestrator:
             raise ProgramError(f"a gang has one member a device, got devices {ranks}")
         steps = []
         for args, rank in zip(members, ranks, strict=True):
-            slots, touches = self._kernel_arguments(kernel, args)
+            slots, touches = kernel_arguments(self, self._program, kernel, args)
             self._place([arg for arg in args if isinstance(arg, TensorRef)], rank, f"kernel {kernel.name!r}")
             steps.append(RawStep(kernel.name, kernel.function, slots, touches, rank))
         check_apart(steps)
@@ -229,13 +210,13 @@ class Orchestrator:
             return
         self._steps.append(barrier(ranks))
 
-    # ------------------------------------------------------------------------------------------ arguments
+    # ------------------------------------------------------------------------------------------ members and scratch
 
     def _members(self, refs: Iterable[TensorRef], what: str, chunks: bool = False, written: bool = True) -> list[TensorRef]:
         self._check_open()
         members = check_members(list(refs), what, chunks, self.world_size)
         for ref in members:
-            self._check_ref(ref, f"a ref of {what}")
+            check_ref(self, ref, f"a ref of {what}")
             if written:
                 check_writable(ref, f"a ref of {what}")
         return members
@@ -248,57 +229,6 @@ class Orchestrator:
             raise ProgramError(f"{name} of dtype {dtype} cannot live on a device; use a dtype without Python objects")
         self._scratch.append(RawScratch(place, shape, dtype, window))
         return TensorRef(self, name, shape, dtype, Source.SCRATCH, len(self._scratch) - 1, device=place, writable=True)
-
-    def _kernel_arguments(self, kernel: Kernel, args: Sequence[Any]) -> tuple[tuple[Slot, ...], tuple[Touch, ...]]:
-        if not isinstance(kernel, Kernel):
-            hint = "; decorate the function with @kernel" if callable(kernel) else ""
-            raise ProgramError(f"submit takes a kernel, got {kernel!r} in program {self._program.name!r}{hint}")
-        params = kernel.params
-        least = sum(not parameter.optional for parameter in params)
-        if not least <= len(args) <= len(params):
-            count = f"{len(params)}" if least == len(params) else f"{least} to {len(params)}"
-            names = ", ".join(parameter.name for parameter in params)
-            raise ProgramError(
-                f"kernel {kernel.name!r} takes {count} arguments ({names}), got {len(args)} in program {self._program.name!r}"
-            )
-        slots: list[Slot] = []
-        touches: list[Touch] = []
-        bound: dict[str, int] = {}
-        for parameter, arg in zip(params, args, strict=False):
-            where = f"argument {parameter.name!r} of kernel {kernel.name!r} in program {self._program.name!r}"
-            if parameter.array is not None:
-                if not isinstance(arg, TensorRef):
-                    raise ProgramError(f"{where} must be a tensor ref, got {_kind(arg)}")
-                self._check_ref(arg, where)
-                _check_form(parameter, arg, where, bound)
-                self._add(slots, touches, arg, parameter.writes, where)
-            else:
-                slots.append(self._scalar(parameter, arg, where))
-        return tuple(slots), tuple(touches)
-
-    def _scalar(self, parameter: Parameter, arg: Any, where: str) -> Slot:
-        kind = parameter.scalar
-        assert kind is not None
-        if isinstance(arg, ScalarRef):
-            self._check_ref(arg, where)
-            if arg._kind is not kind and not (kind is float and arg._kind is int):
-                raise ProgramError(f"{where} must be {_article(kind)}, got the {arg._kind.__name__} {arg._name!r}")
-            return Slot(Source.ARGUMENT, arg._index, value=None if arg._kind is kind else kind)
-        value = scalar_of(arg, kind)
-        if value is None:
-            raise ProgramError(f"{where} must be {_article(kind)}, got {_kind(arg)}")
-        return Slot(Source.CONSTANT, value=value)
-
-    def _add(self, slots: list[Slot], touches: list[Touch], ref: TensorRef, write: bool, where: str) -> None:
-        if write:
-            check_writable(ref, where)
-        add_ref(slots, touches, ref, write)
-
-    def _check_ref(self, ref: TensorRef | ScalarRef, where: str) -> None:
-        if isinstance(ref, StackedRef):
-            raise ProgramError(f"{where} is {ref!r}, whose shards live on different devices; pass one of them: {ref._name}[rank]")
-        if ref._recording is not self:
-            raise ProgramError(f"{where} is {ref!r} of another recording; use the refs that this call of the function got")
 
     def _callback(self, callback: Callback) -> tuple[Callable[..., Any], str]:
         if isinstance(callback, str):
@@ -337,7 +267,7 @@ class Orchestrator:
         if isinstance(device, ScalarRef):
             device._used()
         if isinstance(device, bool) or not isinstance(device, (int, np.integer)):
-            raise ProgramError(f"the device of {what} must be an int, got {_kind(device)}")
+            raise ProgramError(f"the device of {what} must be an int, got {kind_of(device)}")
         if not 0 <= device < self.world_size:
             raise ProgramError(f"{what} names device {device}, but there are devices 0 … {self.world_size - 1} (numbered by rank)")
         return int(device)
@@ -379,71 +309,8 @@ def shape_of(shape: int | Sequence[int]) -> Shape:
     return tuple(int(size) for size in sizes)
 
 
-def _check_form(parameter: Parameter, ref: TensorRef, where: str, bound: dict[str, int]) -> None:
-    """`bound`: the symbolic dimensions of the kernel, by its earlier arguments."""
-    spec = parameter.array
-    assert spec is not None
-    if spec.dtype is not None and ref.dtype != spec.dtype:
-        raise ProgramError(f"{where} must be {spec.dtype}, got {ref!r}")
-    if spec.shape is None:
-        return
-    if len(ref.shape) != len(spec.shape):
-        raise ProgramError(f"{where} must have {len(spec.shape)} dimensions {spec.shape}, got {ref!r}")
-    for size, want in zip(ref.shape, spec.shape, strict=True):
-        if size != (want if isinstance(want, int) else bound.setdefault(want, size)):
-            known = f" with {want!r} = {bound[want]}" if isinstance(want, str) else ""
-            raise ProgramError(f"{where} must have the shape {spec.shape}{known}, got {ref!r}")
-
-
-def _callback_modes(function: Callable[..., Any], name: str, program: str, args: Sequence[Any]) -> list[Mode | None]:
-    """For each argument, how the function's annotation says that it is used, or `None`."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # a builtin without a signature
-        return [None] * len(args)
-    try:
-        bound = signature.bind(*args)
-    except TypeError as error:
-        raise ProgramError(f"callback {name!r} of program {program!r} cannot take the {len(args)} recorded arguments: {error}") from None
-    try:
-        hints = hints_of(_annotated(function), None)
-    except (ProgramError, TypeError, AttributeError):  # annotations of something else than this package
-        hints = {}
-    modes: list[Mode | None] = []
-    for key, value in bound.arguments.items():
-        count = len(value) if signature.parameters[key].kind is inspect.Parameter.VAR_POSITIONAL else 1
-        specs = [extra for extra in getattr(hints.get(key), "__metadata__", ()) if hasattr(extra, "mode")]
-        modes += [specs[0].mode if specs else None] * count
-    return modes
-
-
-def _article(kind: type) -> str:
-    return f"an {kind.__name__}" if kind is int else f"a {kind.__name__}"
-
-
 def _name(kernel: object) -> str:
     return repr(getattr(kernel, "name", kernel))
-
-
-def _annotated(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """What has the annotations of a callback: of a partial its function, of an object its `__call__`."""
-    while isinstance(callback, functools.partial):
-        callback = callback.func
-    return callback if inspect.isroutine(callback) else type(callback).__call__
-
-
-def _items(value: Any) -> Iterator[object]:
-    """The items of a container, and those of the containers in it."""
-    for item in value.values() if isinstance(value, dict) else value:
-        yield item
-        if isinstance(item, (list, tuple, dict, set)):
-            yield from _items(item)
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, (TensorRef, ScalarRef)):
-        return repr(value)
-    return f"{type(value).__name__} {value!r}" if isinstance(value, (int, float, bool, str)) else type(value).__name__
 
 
 def _where(ref: TensorRef) -> str:

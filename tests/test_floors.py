@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("arena", "hazards", "policy", "refs"),
     ("lifecycle", "steps"),
     ("failures", "health", "ledger", "mailbox", "port", "queues", "statistics", "tensors", "deadlines", "gangs"),
+    ("step_arguments",),
     ("operations", "recording", "events", "digest", "loading"),
     ("router", "lowering", "saving"),
     ("compiled",),

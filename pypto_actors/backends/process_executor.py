@@ -6,11 +6,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
-from queue import SimpleQueue
 from typing import Any
 
 from msgspec import Struct
 
+from pypto_actors.backends.copy_engine import CopyEngine
 from pypto_actors.backends.known_calls import Known
 from pypto_actors.backends.local import Clock, LocalExecutor, failed, size_of
 from pypto_actors.backends.process_ledger import Ledger
@@ -18,7 +18,6 @@ from pypto_actors.backends.process_link import Link
 from pypto_actors.backends.process_staging import Array, HostSlot, Stage, Staging, copy_all, host_slots, size_of_copies
 from pypto_actors.backends.rendezvous import Deserted, Key
 from pypto_actors.backends.shared_memory import SharedInterconnect
-from pypto_actors.backends.thread import WorkThread
 from pypto_actors.backends.wire import Came, Do, Drop, End, Fill, Go, Ready, Run
 from pypto_actors.executor import Answer, Desk
 from pypto_actors.messages import Completed, Dispatch, Failed, Piece, Reached, Release
@@ -51,6 +50,7 @@ class ProcessExecutor(LocalExecutor):
 
     __slots__ = (
         "_calls",
+        "_copies",
         "_flushing",
         "_hands",
         "_held",
@@ -63,8 +63,6 @@ class ProcessExecutor(LocalExecutor):
         "_shared",
         "_staging",
         "_staging_in",
-        "_thread",
-        "_thread_jobs",
         "_waves",
         "_why",
         "closing",
@@ -98,8 +96,7 @@ class ProcessExecutor(LocalExecutor):
         self._hands: dict[tuple[int, int], Hand] = {}
         self._held: deque[Dispatch] = deque()  # not sent yet, in order
         self._staging_in = False  # is the first of them being copied in?
-        self._thread: WorkThread | None = None
-        self._thread_jobs = 0
+        self._copies = CopyEngine(rank, loop, desk.turn)
         self._looks: int = -1  # how often it was seen standing still; -1: nobody looks
         self._why: str | None = None
         self.started = False
@@ -144,11 +141,8 @@ class ProcessExecutor(LocalExecutor):
         self._link.kill()
 
     def join(self) -> None:
-        """Let the thread end; it is idle."""
-        if self._thread is not None:
-            self._thread.end()
-            self._thread.join()
-            self._thread = None
+        """Let the thread of copies end; it is idle."""
+        self._copies.join()
 
     def give_up(self, why: str) -> None:
         """It does not answer: it is to die."""
@@ -167,8 +161,8 @@ class ProcessExecutor(LocalExecutor):
             self.dead = True
             if not self.ready.done():
                 self.ready.set_exception(RuntimeError(f"device {self._rank} did not start: {self._why or reason}"))
-        elif self._thread_jobs:  # nothing is to write host arrays when their dispatch has failed
-            self._in_thread(lambda: None, lambda: self._die(reason))
+        elif self._copies.busy:  # nothing is to write host arrays when their dispatch has failed
+            self._copies.do(lambda: None, lambda _: self._die(reason))
         else:
             self._die(reason)
 
@@ -189,8 +183,7 @@ class ProcessExecutor(LocalExecutor):
         for message in [hand.message for hand in hands.values()] + list(self._held):
             self.over(message, failed(message, self._rank, why, now))
         self._held.clear()
-        if self._thread is not None:
-            self._thread.end()
+        self._copies.end()
 
     def _look(self) -> None:
         """A process that owes an answer and stands still at two looks in a row is taken for dead. Idle, nobody looks."""
@@ -287,8 +280,14 @@ class ProcessExecutor(LocalExecutor):
                 copy_all(stage.fill)
                 stage.filled()
             else:
-                self._in_thread(lambda: copy_all(stage.fill), stage.filled)
+                self._copies.do(lambda: copy_all(stage.fill), lambda result: self._filled(stage, result))
         return stage
+
+    def _filled(self, stage: Stage, result: Any) -> None:
+        if isinstance(result, Exception):
+            self.give_up(f"host arrays could not be copied to it: {result!r}")
+        else:
+            stage.filled()
 
     def _staged(self, message: Dispatch, part: Part, number: int, known: Known | None, stage: Stage) -> None:
         self._staging_in = False
@@ -367,12 +366,12 @@ class ProcessExecutor(LocalExecutor):
             return
         hand.copying += 1
 
-        def copied() -> None:
+        def copied(_: None) -> None:
             hand.copying -= 1
             if not self.dead:
                 then()
 
-        self._in_thread(lambda: _bring(hand, copies), copied)
+        self._copies.do(lambda: _bring(hand, copies), copied)
 
     def _come(self, hand: Hand, step: int) -> None:
         """The part has come to a meeting."""
@@ -426,25 +425,7 @@ class ProcessExecutor(LocalExecutor):
         if size_of(message) <= LARGE_COPY:
             self._desk.post(self.copied(message))
             return
-        answers: SimpleQueue[Answer] = SimpleQueue()
-        self._in_thread(lambda: answers.put(self.copied(message)), lambda: None if self.dead else self._desk.post(answers.get()))
-
-    def _in_thread(self, work: Callable[[], None], then: Callable[[], None]) -> None:
-        """Have work done in the thread of copies, in order, and go on here."""
-
-        def done() -> None:
-            self._thread_jobs -= 1
-            then()
-            self._desk.turn()
-
-        def run() -> None:
-            work()
-            self._loop.call_soon_threadsafe(done)
-
-        self._thread_jobs += 1
-        if self._thread is None:
-            self._thread = WorkThread(f"pypto-copies-{self._rank}")
-        self._thread.put(run)
+        self._copies.do(lambda: self.copied(message), lambda answer: None if self.dead else self._desk.post(answer))
 
 
 def _bring(hand: Hand, copies: list[tuple[Array, Array]]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
+from pypto_actors.backends.copy_engine import CopyEngine
 from pypto_actors.backends.local import Clock, LocalExecutor
 from pypto_actors.backends.memory import Interconnect, sliced
 from pypto_actors.backends.ray_caller import Caller, Sending
@@ -24,7 +25,6 @@ from pypto_actors.backends.ray_link import Inbox, Link
 from pypto_actors.backends.ray_memory import RayMemory
 from pypto_actors.backends.ray_segments import Segment
 from pypto_actors.backends.rendezvous import Deserted
-from pypto_actors.backends.thread import WorkThread
 from pypto_actors.errors import DeviceFailedError, InternalError
 from pypto_actors.executor import Answer, Desk, read_only
 from pypto_actors.messages import Commit, Completed, Dispatch, Failed, Piece, Reached, Release
@@ -50,14 +50,13 @@ class RayExecutor(LocalExecutor):
 
     __slots__ = (
         "_caller",
+        "_copies",
         "_crossing",
         "_hand",
         "_held",
         "_inbox",
         "_packing",
         "_peers",
-        "_thread",
-        "_thread_jobs",
         "_tidy",
         "_why",
         "closing",
@@ -83,13 +82,12 @@ class RayExecutor(LocalExecutor):
         self._peers = peers
         self.ledger = Ledger(rank)
         self.link = Link(rank, inbox, self._ended)
-        self.memory = RayMemory(rank, self.link, self.ledger, clock, desk.post, self._in_thread, peers)
-        self._caller = Caller(rank, self.link, self.ledger, self.memory, clock, self._in_thread, peers)
+        self._copies = CopyEngine(rank, inbox.loop, desk.turn)
+        self.memory = RayMemory(rank, self.link, self.ledger, clock, desk.post, self._copies.do, peers)
+        self._caller = Caller(rank, self.link, self.ledger, self.memory, clock, self._copies.do, peers)
         self._held: deque[Dispatch] = deque()  # not sent yet, in order
         self._packing = False  # is one being packed, which those that are held must not overtake?
         self._hand: Hand | None = None
-        self._thread: WorkThread | None = None
-        self._thread_jobs = 0
         self._tidy: asyncio.TimerHandle | None = None
         self._why: str | None = None
         self.started = False
@@ -121,17 +119,14 @@ class RayExecutor(LocalExecutor):
 
     def join(self) -> None:
         """Let the thread end; it is idle."""
-        if self._thread is not None:
-            self._thread.end()
-            self._thread.join()
-            self._thread = None
+        self._copies.join()
 
     def _ended(self, reason: str) -> None:
         """The actor has ended, wanted or not."""
         if not self.started or self.closing:
             self.dead = self.memory.dead = True
-        elif self._thread_jobs:  # nothing is to write host arrays when their dispatch has failed
-            self._in_thread(lambda: None, lambda _: self._die(reason))
+        elif self._copies.busy:  # nothing is to write host arrays when their dispatch has failed
+            self._copies.do(lambda: None, lambda _: self._die(reason))
         else:
             self._die(reason)
 
@@ -150,8 +145,7 @@ class RayExecutor(LocalExecutor):
             self.over(message, Failed(message.run, message.part, self._rank, -1, RuntimeError(why), now, now))
         if self._tidy is not None:
             self._tidy.cancel()
-        if self._thread is not None:
-            self._thread.end()
+        self._copies.end()
 
     # ------------------------------------------------------------------------------------------ dispatches
 
@@ -346,24 +340,3 @@ class RayExecutor(LocalExecutor):
             self._tidy = None
         if not self.dead and not self.closing:
             self._caller.tidy()
-
-    def _in_thread(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
-        """Have work done in the thread of copies, in order, and go on here with what it gave or raised."""
-
-        def done(result: Any) -> None:
-            self._thread_jobs -= 1
-            then(result)
-            self._desk.turn()
-
-        def run() -> None:
-            result: Any
-            try:
-                result = work()
-            except Exception as error:
-                result = error
-            self._inbox.loop.call_soon_threadsafe(done, result)
-
-        self._thread_jobs += 1
-        if self._thread is None:
-            self._thread = WorkThread(f"pypto-copies-{self._rank}")
-        self._thread.put(run)
