@@ -77,6 +77,8 @@ class DistributedCompiledProgram:
         open_worker = type(self).open_worker
         if open_worker is None:
             raise InternalError("no worker is imported")
+        if isinstance(extra_compiled, (str, bytes)) or not isinstance(extra_compiled, Iterable):
+            raise TypeError(f"extra_compiled is a list of programs, got {extra_compiled!r}; pass [program]")
         return open_worker([self, *extra_compiled], **worker_options)
 
     async def __call__(self, *args: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 GIB = 1 << 30
@@ -43,7 +43,7 @@ class DistributedConfig:
     memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.device_ids, (str, bytes, int)):
+        if isinstance(self.device_ids, (str, bytes)) or not isinstance(self.device_ids, Iterable):
             raise ValueError(f"device_ids is a list of ints such as [0, 1], got {self.device_ids!r}")
         ids = [_count(value, "a device id") for value in self.device_ids]
         if not ids:

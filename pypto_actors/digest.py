@@ -17,8 +17,18 @@ from pypto_actors.config import DistributedConfig
 from pypto_actors.constants import Untold, class_members, installed_name, parts_of, plain_value
 from pypto_actors.errors import ProgramError
 from pypto_actors.parameters import ArraySpec, hints_of
-from pypto_actors.program import Kernel, Program
-from pypto_actors.sources import SourceFault, SourceFile, is_cached, is_installed, reads_of, source_path, writes_of
+from pypto_actors.program import Kernel, Program, kernel
+from pypto_actors.sources import (
+    SourceFault,
+    SourceFile,
+    callbacks_inside,
+    is_cached,
+    is_installed,
+    makers_inside,
+    reads_of,
+    source_path,
+    writes_of,
+)
 
 HIDDEN = {"globals", "eval", "exec", "__import__", "vars", "__builtins__"}  # what they reach cannot be seen
 OF_PLACE = {"__file__", "__name__", "__spec__", "__package__", "__loader__", "__path__", "__cached__"}
@@ -126,6 +136,12 @@ class _Walk:
         for name in text.imports:
             if not is_installed(name):
                 raise self._refuse(what, f"imports {name!r} while it runs", "move the import to the top of the file")
+        for callback in callbacks_inside(text.node):
+            raise self._refuse(what, f"has a callback inside it, {callback}", "make it a function of the module")
+        for module, name in makers_inside(text.node):
+            owner = function.__globals__.get(module) if module else None
+            if (getattr(owner, name, None) if module else function.__globals__.get(name)) is kernel:
+                raise self._refuse(what, "makes a kernel inside it", "make it a kernel of the module")
         for name in writes_of(text.code):
             raise self._refuse(what, f"assigns the global {name!r}", "return the value, or write it into an array")
         defaults = [self._value(f"a default of {what}", value) for value in function.__defaults__ or ()]

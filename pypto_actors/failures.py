@@ -11,6 +11,7 @@ from pypto_actors.errors import (
 )
 from pypto_actors.lifecycle import Failure, Record
 from pypto_actors.messages import Failed
+from pypto_actors.plan import Sync
 from pypto_actors.policy import Policy
 
 
@@ -63,10 +64,13 @@ def raised(message: Failed, record: Record) -> Failure:
         callback = part.callback
         name = callback if isinstance(callback, str) else getattr(callback, "__name__", repr(callback))
         return Failure(KernelError, f"callback {name!r} of program {plan.program!r} raised {what}", {"program": plan.program}, error)
-    kernel = part.steps[message.step].name if message.step >= 0 else None
+    if message.step >= 0:
+        kernel, happened = part.steps[message.step].name, "raised"
+    else:
+        kernel, happened = next(step.name for step in part.steps if not isinstance(step.function, Sync)), "could not be called"
     return Failure(
         KernelError,
-        f"kernel {kernel!r} of program {plan.program!r} raised on device {message.device}: {what}",
+        f"kernel {kernel!r} of program {plan.program!r} {happened} on device {message.device}: {what}",
         {"program": plan.program, "kernel": kernel, "device": message.device},
         error,
     )

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from pypto_actors import collectives
 from pypto_actors.errors import PlacementError, ProgramError
 from pypto_actors.plan import Slot, Source
@@ -90,19 +92,24 @@ def _gang(name: str, refs: Sequence[TensorRef], member: Callable[[int], tuple[Ca
     return RawGang(tuple(steps), True)
 
 
-def _operation(op: str, what: str) -> str:
-    if op not in collectives.OPERATIONS:
+def _operation(op: str, what: str, dtype: np.dtype[Any]) -> str:
+    if not isinstance(op, str) or op not in collectives.OPERATIONS:
         raise ProgramError(f"{what} knows the operations {', '.join(map(repr, collectives.OPERATIONS))}, got {op!r}")
+    nothing: np.ndarray[Any, Any] = np.empty(0, dtype)
+    try:
+        collectives.OPERATIONS[op](nothing, nothing, out=nothing)
+    except TypeError:  # numpy's, which says of which loops it has none
+        raise ProgramError(f"{what} cannot take the {op!r} of arrays of {dtype}; numpy has no such operation") from None
     return op
 
 
 def allreduce(refs: Sequence[TensorRef], op: str) -> RawGang:
-    operation = _operation(op, "allreduce")
+    operation = _operation(op, "allreduce", refs[0].dtype)
     return _gang("allreduce", refs, lambda i: (partial(collectives.allreduce, i, operation), [(ref, True) for ref in refs]))
 
 
 def reduce_scatter(refs: Sequence[TensorRef], results: Sequence[TensorRef], op: str) -> RawGang:
-    operation = _operation(op, "reduce_scatter")
+    operation = _operation(op, "reduce_scatter", refs[0].dtype)
     return _gang(
         "reduce_scatter",
         refs,

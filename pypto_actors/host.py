@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from pypto_actors.errors import InternalError
 from pypto_actors.executor import Answer, Executor
 from pypto_actors.messages import Call, Completed, Failed
@@ -85,6 +87,7 @@ class HostActor:
         try:
             values = [self._value(slot, message) for slot in part.slots]
             arguments = [values[slot] for slot in part.steps[0].slots]
+            lent = [value for slot, value in zip(part.slots, values, strict=True) if self._is_lent(slot, message)]
         except Exception as error:
             self._post(self._failed(message, error, self._loop.time(), -1))
             return
@@ -92,14 +95,14 @@ class HostActor:
         context = contextvars.copy_context()
         context.run(INSIDE.set, inside)
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
-            work = self._run_async(message, function, arguments, inside)
+            work = self._run_async(message, function, arguments, lent, inside)
             task = self._loop.create_task(work, context=context, name=f"callback {inside.name}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         elif self._run_in_thread is None:
-            self._post(context.run(self._run, message, function, arguments, inside))
+            self._post(context.run(self._run, message, function, arguments, lent, inside))
         else:
-            self._run_in_thread(lambda: context.run(self._run, message, function, arguments, inside))
+            self._run_in_thread(lambda: context.run(self._run, message, function, arguments, lent, inside))
 
     def _value(self, slot: Slot, message: Call) -> Any:
         return self.executors[self._device(slot, message)].window(slot, message.args, message.scratch, message.plan)
@@ -110,7 +113,7 @@ class HostActor:
             return int(message.args[slot.index].device)
         return message.plan.scratch[slot.index].device if slot.source is Source.SCRATCH else 0
 
-    def _run(self, message: Call, function: Callable[..., Any], arguments: list[Any], inside: Inside) -> Answer:
+    def _run(self, message: Call, function: Callable[..., Any], arguments: list[Any], lent: list[Any], inside: Inside) -> Answer:
         started = self._loop.time()
         try:
             value = function(*arguments)
@@ -118,16 +121,17 @@ class HostActor:
                 if isinstance(value, Coroutine):
                     value.close()
                 raise TypeError(f"callback {inside.name!r} returned an awaitable; declare it with `async def` so that it runs on the loop")
+            value = own(value, lent)
         except BaseException as error:
             return self._failed(message, error, started)
         finally:
             inside.active = False
         return Completed(message.run, message.part, -1, started, self._loop.time(), value)
 
-    async def _run_async(self, message: Call, function: Callable[..., Any], arguments: list[Any], inside: Inside) -> None:
+    async def _run_async(self, message: Call, function: Callable[..., Any], arguments: list[Any], lent: list[Any], inside: Inside) -> None:
         started = self._loop.time()
         try:
-            value = await function(*arguments)
+            value = own(await function(*arguments), lent)
         except BaseException as error:
             self._post(self._failed(message, error, started))
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
@@ -137,6 +141,23 @@ class HostActor:
         finally:
             inside.active = False
 
+    @staticmethod
+    def _is_lent(slot: Slot, message: Call) -> bool:
+        """Is it memory of a device, which is not the caller's to keep?"""
+        return slot.source is Source.SCRATCH or (slot.source is Source.ARGUMENT and isinstance(message.args[slot.index], DeviceTensor))
+
     def _failed(self, message: Call, error: BaseException, started: float, step: int = 0) -> Failed:
         """The callback raised, or (step -1) could not be called."""
         return Failed(message.run, message.part, -1, step, error, started, self._loop.time())
+
+
+def own(value: Any, lent: Sequence[Any]) -> Any:
+    """What a callback returned, also in plain containers, with copies of memory of a device, which others will write."""
+    if isinstance(value, np.ndarray):
+        return value.copy() if any(np.may_share_memory(value, array) for array in lent) else value
+    kind = type(value)
+    if kind in (list, tuple):
+        return kind([own(item, lent) for item in value]) if lent else value
+    if kind is dict and lent:
+        return {key: own(item, lent) for key, item in value.items()}
+    return value

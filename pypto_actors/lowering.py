@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
-import numpy as np
-
-from pypto_actors.plan import Footprint, Part, Plan, PlanFamily, ReadyStep, Slot, Source, Step, Sync
+from pypto_actors.collectives import copy
+from pypto_actors.plan import Apart, Footprint, Part, Plan, PlanFamily, ReadyStep, Slot, Source, Step, Sync
 from pypto_actors.steps import RawGang, RawStep, Recording, Touch, resolve, steps_of
 
 Event = tuple[int, int]  # (part, number of its steps that are done)
@@ -22,7 +21,7 @@ def family_of(recording: Recording) -> PlanFamily:
     def lower_at(rank: int, serial: bool) -> Plan:
         return lower(recording, rank, serial)
 
-    return PlanFamily(lower_at, floating, _footprints(recording), None if floating else lower_at(0, False))
+    return PlanFamily(lower_at, floating, _footprints(recording), None if floating else lower_at(0, False), _apart(recording))
 
 
 def _footprints(recording: Recording) -> tuple[Footprint, ...]:
@@ -48,6 +47,20 @@ def _footprints(recording: Recording) -> tuple[Footprint, ...]:
         )
     ]
     return tuple(covered)
+
+
+def _apart(recording: Recording) -> tuple[Apart, ...]:
+    """The members of gangs, and the refs of collectives, that different arguments may make share bytes."""
+    found = []
+    for item in recording.steps:
+        if isinstance(item, RawGang):
+            members = [[touch for touch in member.touches if touch.source is Source.ARGUMENT] for member in item.members]
+            if item.ends_together:  # each member works on all refs, and these must be apart
+                members = [[touch] for touch in dict.fromkeys(touch for some in members for touch in some)]
+            sets = tuple(tuple(Footprint(one.index, one.path, one.start, one.stop, one.write) for one in some) for some in members if some)
+            if len(sets) > 1:
+                found.append(Apart(item.members[0].name, sets))
+    return tuple(found)
 
 
 class _Hazards:
@@ -305,11 +318,11 @@ def _gang(steps: Sequence[Step]) -> Sync | None:
 def _ready(step: Step) -> ReadyStep:
     slots = step.slots
     if not slots:
-        return step.function or np.copyto, _nothing
+        return step.function or copy, _nothing
     if len(slots) == 1:
         only = slots[0]
-        return step.function or np.copyto, itemgetter(slice(only, only + 1))
-    return step.function or np.copyto, itemgetter(*slots)
+        return step.function or copy, itemgetter(slice(only, only + 1))
+    return step.function or copy, itemgetter(*slots)
 
 
 def _nothing(_: Sequence[Any]) -> tuple[()]:
@@ -333,7 +346,7 @@ def _table(raw: Sequence[RawStep | Sync]) -> tuple[tuple[Slot, ...], tuple[Step,
             continue
         positions = []
         for slot in step.slots:
-            key = (slot.source, slot.index, slot.path, slot.writable)
+            key = (slot.source, slot.index, slot.path, slot.writable, slot.value)
             at = index.get(key) if slot.source is not Source.CONSTANT else None
             if at is None:
                 at = index[key] = len(slots)

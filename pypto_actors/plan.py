@@ -107,6 +107,13 @@ class Footprint(Struct, frozen=True):
     write: bool
 
 
+class Apart(Struct, frozen=True):
+    """What is touched at the same time: nothing in one of `sets` may be written that another touches. `name`: the gang's."""
+
+    name: str
+    sets: tuple[tuple[Footprint, ...], ...]
+
+
 class Plan(Struct, frozen=True, eq=False):
     """A recorded program, placed on devices. Made once, replayed by every dispatch of one signature."""
 
@@ -132,6 +139,7 @@ class PlanFamily(Struct, frozen=True, eq=False):
     floating: bool  # does any step's device depend on the rank where the dispatch begins?
     footprints: tuple[Footprint, ...]
     fixed: Plan | None  # the only one, where nothing floats and steps need not go one after another
+    apart: tuple[Apart, ...] = ()
     plans: dict[tuple[int, bool], Plan] = {}
 
     def at(self, rank: int, serial: bool = False) -> Plan:

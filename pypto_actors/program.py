@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Iterable
 from types import FrameType
@@ -96,7 +97,7 @@ class Program:
             position for position in self.every if (array := self.params[position].array) is None or array.mode is not Mode.OUT
         )
         self.has_static = any(parameter.static for parameter in self.params)
-        if function.__code__.co_argcount < 1:
+        if not inspect.signature(function).parameters:
             raise ProgramError(f"program {self.name!r} takes no orchestrator: its first parameter is `orch: Orchestrator`")
 
     def compile(self, config: DistributedConfig | None = None) -> Any:

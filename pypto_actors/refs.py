@@ -110,7 +110,7 @@ class ScalarRef:
     __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __lshift__ = __rshift__ = __invert__ = _used
     __divmod__ = __rdivmod__ = __round__ = __trunc__ = __floor__ = __ceil__ = __format__ = _used
 
-    __matmul__ = __rmatmul__ = __array__ = _used
+    __rlshift__ = __rrshift__ = __matmul__ = __rmatmul__ = __array__ = __reversed__ = _used
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

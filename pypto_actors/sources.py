@@ -37,6 +37,7 @@ class Text(Struct, frozen=True, eq=False):
     """A function as its file has it."""
 
     text: str
+    node: ast.FunctionDef | ast.AsyncFunctionDef
     code: CodeType
     imports: tuple[str, ...]  # modules that it imports when it runs, relative ones with their dots
 
@@ -67,7 +68,7 @@ class SourceFile:
         if len(found) != 1 or len(nodes) != 1 or not (rewritten or _told(found[0]) == _told(live)):
             raise SourceFault(f"is not what {self.path.name} says now", "the file was changed after it was imported: import it again")
         imports = [name for node in ast.walk(nodes[0]) for name in imported(node)]
-        return Text(self._segment(nodes[0]), found[0], tuple(sorted(set(imports))))
+        return Text(self._segment(nodes[0]), nodes[0], found[0], tuple(sorted(set(imports))))
 
     def classes(self, qualname: str) -> tuple[str, ...]:
         """The texts of the definitions of a class: several, where branches define one each."""
@@ -136,6 +137,29 @@ def reads_of(code: CodeType) -> dict[str, set[tuple[str, ...]]]:
             if step is not None and step.opname in READS and not (step.opname == "LOAD_NAME" and step.argval == "__name__"):
                 root = str(step.argval)  # (a nested class reads __name__ for its __module__)
     return found
+
+
+def callbacks_inside(node: ast.AST) -> Iterator[str]:
+    """The host callbacks that stand inside a function which records them: `a lambda`, or the name of a nested function."""
+    inner = {one.name for one in ast.walk(node) if isinstance(one, FUNCTIONS) and one is not node}
+    for one in ast.walk(node):
+        if isinstance(one, ast.Call) and isinstance(one.func, ast.Attribute) and one.func.attr == "submit_sub":
+            for callback in [*one.args[:1], *(keyword.value for keyword in one.keywords if keyword.arg == "callback")]:
+                if isinstance(callback, ast.Lambda):
+                    yield "a lambda"
+                elif isinstance(callback, ast.Name) and callback.id in inner:
+                    yield repr(callback.id)
+
+
+def makers_inside(node: ast.AST) -> Iterator[tuple[str, str]]:
+    """What is called or decorates inside a function, as the two names `module.name` (or `""` and a name)."""
+    for one in ast.walk(node):
+        makers = [one.func] if isinstance(one, ast.Call) else one.decorator_list if isinstance(one, FUNCTIONS) and one is not node else []
+        for maker in makers:
+            if isinstance(maker, ast.Name):
+                yield "", maker.id
+            elif isinstance(maker, ast.Attribute) and isinstance(maker.value, ast.Name):
+                yield maker.value.id, maker.attr
 
 
 def writes_of(code: CodeType) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from pypto_actors.errors import ProgramError
 from pypto_actors.gangs import add_ref, check_writable
-from pypto_actors.parameters import Mode, Parameter, hints_of, scalar_of
+from pypto_actors.parameters import ArraySpec, Mode, Parameter, hints_of, scalar_of
 from pypto_actors.plan import Slot, Source
 from pypto_actors.program import Kernel, Program
 from pypto_actors.refs import ScalarRef, StackedRef, TensorRef
@@ -38,7 +38,7 @@ def kernel_arguments(recording: object, program: Program, kernel: Kernel, args: 
             if not isinstance(arg, TensorRef):
                 raise ProgramError(f"{where} must be a tensor ref, got {kind_of(arg)}")
             check_ref(recording, arg, where)
-            _check_form(parameter, arg, where, bound)
+            _check_form(parameter.array, arg, where, bound)
             _add(slots, touches, arg, parameter.writes, where)
         else:
             slots.append(_scalar(recording, parameter, arg, where))
@@ -47,16 +47,19 @@ def kernel_arguments(recording: object, program: Program, kernel: Kernel, args: 
 
 def callback_arguments(recording: object, program: Program, function: Callable[..., Any], name: str, args: Sequence[Any]) -> Arguments:
     """What a host callback uses; a `ProgramError` says what it cannot take."""
-    modes = _callback_modes(function, name, program.name, args)
+    specs = _callback_specs(function, name, program.name, args)
     slots: list[Slot] = []
     touches: list[Touch] = []
-    for position, (arg, mode) in enumerate(zip(args, modes, strict=True)):
+    bound: dict[str, int] = {}
+    for position, (arg, spec) in enumerate(zip(args, specs, strict=True)):
         where = f"argument {position} of callback {name!r}"
         if isinstance(arg, TensorRef):
             check_ref(recording, arg, where)
-            if mode is None:
-                mode = Mode.INOUT if arg._writable else Mode.IN
-            _add(slots, touches, arg, mode is not Mode.IN, where)
+            if spec is not None:
+                _check_form(spec, arg, where, bound)
+            _add(slots, touches, arg, arg._writable if spec is None else spec.mode is not Mode.IN, where)
+        elif spec is not None:
+            raise ProgramError(f"{where} must be a tensor ref, got {kind_of(arg)}")
         elif isinstance(arg, ScalarRef):
             check_ref(recording, arg, where)
             slots.append(Slot(Source.ARGUMENT, arg._index))
@@ -95,10 +98,8 @@ def _add(slots: list[Slot], touches: list[Touch], ref: TensorRef, write: bool, w
     add_ref(slots, touches, ref, write)
 
 
-def _check_form(parameter: Parameter, ref: TensorRef, where: str, bound: dict[str, int]) -> None:
-    """`bound`: the symbolic dimensions of the kernel, by its earlier arguments."""
-    spec = parameter.array
-    assert spec is not None
+def _check_form(spec: ArraySpec, ref: TensorRef, where: str, bound: dict[str, int]) -> None:
+    """`bound`: the symbolic dimensions of the function, by its earlier arguments."""
     if spec.dtype is not None and ref.dtype != spec.dtype:
         raise ProgramError(f"{where} must be {spec.dtype}, got {ref!r}")
     if spec.shape is None:
@@ -111,8 +112,8 @@ def _check_form(parameter: Parameter, ref: TensorRef, where: str, bound: dict[st
             raise ProgramError(f"{where} must have the shape {spec.shape}{known}, got {ref!r}")
 
 
-def _callback_modes(function: Callable[..., Any], name: str, program: str, args: Sequence[Any]) -> list[Mode | None]:
-    """For each argument, how the function's annotation says that it is used, or `None`."""
+def _callback_specs(function: Callable[..., Any], name: str, program: str, args: Sequence[Any]) -> list[ArraySpec | None]:
+    """For each argument, what the function's annotation says of it, or `None`."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # a builtin without a signature
@@ -125,12 +126,12 @@ def _callback_modes(function: Callable[..., Any], name: str, program: str, args:
         hints = hints_of(_annotated(function), None)
     except (ProgramError, TypeError, AttributeError):  # annotations of something else than this package
         hints = {}
-    modes: list[Mode | None] = []
+    specs: list[ArraySpec | None] = []
     for key, value in bound.arguments.items():
         count = len(value) if signature.parameters[key].kind is inspect.Parameter.VAR_POSITIONAL else 1
-        specs = [extra for extra in getattr(hints.get(key), "__metadata__", ()) if hasattr(extra, "mode")]
-        modes += [specs[0].mode if specs else None] * count
-    return modes
+        found = [extra for extra in getattr(hints.get(key), "__metadata__", ()) if isinstance(extra, ArraySpec)]
+        specs += [found[0] if found else None] * count
+    return specs
 
 
 def _annotated(callback: Callable[..., Any]) -> Callable[..., Any]:

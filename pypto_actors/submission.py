@@ -17,6 +17,7 @@ from pypto_actors.errors import (
     ArgumentValueError,
     DeadlineExceededError,
     InternalError,
+    ProgramError,
     PyptoActorsError,
     QueueFullError,
     StaleTensorError,
@@ -27,7 +28,7 @@ from pypto_actors.handle import DistributedRunHandle
 from pypto_actors.mailbox import Counter
 from pypto_actors.messages import Submit
 from pypto_actors.parameters import Parameter, scalar_of
-from pypto_actors.plan import Plan, PlanFamily
+from pypto_actors.plan import Footprint, Plan, PlanFamily
 from pypto_actors.program import Program
 from pypto_actors.registry import Entry
 from pypto_actors.signature import Signed, sign_one
@@ -131,6 +132,8 @@ def _prepare(entry: Entry, signed: Signed, given: Sequence[Any], tensors: Tensor
         parts = _partial(signed, args)
         accesses = [access for _, some in parts for access in some]
         serial = signed.multiple and alias(parts, args)
+    if serial:
+        _check_apart(entry, signed.plans, args)
     program, plans = entry.program, signed.plans
     plan = None if serial else plans.fixed
     return Prepared(
@@ -160,14 +163,7 @@ def _partial(signed: Signed, args: Sequence[Any]) -> list[tuple[int, list[Access
         if position in fresh:
             continue
         touched.add(position)
-        arg = args[position]
-        if type(arg) is DeviceTensor:
-            offset = arg.offset
-            accesses.append((position, [(arg.allocation, offset + footprint.start, offset + footprint.stop, footprint.write)]))
-        else:
-            for start, stop, squeeze in footprint.path:
-                arg = arg[start, ...] if squeeze else arg[start:stop]
-            accesses.append((position, host_accesses(arg, footprint.write)))
+        accesses.append((position, _touched(footprint, args)))
     for position, arg in enumerate(args):
         if position not in touched and position not in fresh:
             if type(arg) is DeviceTensor:
@@ -175,6 +171,28 @@ def _partial(signed: Signed, args: Sequence[Any]) -> list[tuple[int, list[Access
             elif isinstance(arg, np.ndarray):
                 accesses.append((position, host_accesses(arg, False)))
     return accesses
+
+
+def _touched(footprint: Footprint, args: Sequence[Any]) -> list[Access]:
+    arg = args[footprint.argument]
+    if type(arg) is DeviceTensor:
+        return [(arg.allocation, arg.offset + footprint.start, arg.offset + footprint.stop, footprint.write)]
+    for start, stop, squeeze in footprint.path:
+        arg = arg[start, ...] if squeeze else arg[start:stop]
+    return host_accesses(arg, footprint.write)
+
+
+def _check_apart(entry: Entry, plans: PlanFamily, args: Sequence[Any]) -> None:
+    """What is touched at the same time must be apart, also where it is the call that makes parameters share memory."""
+    for apart in plans.apart:
+        touched = [[access for footprint in footprints for access in _touched(footprint, args)] for footprints in apart.sets]
+        for number, some in enumerate(touched):
+            for others in touched[number + 1 :]:
+                if any(one[0] == two[0] and one[1] < two[2] and two[1] < one[2] and (one[3] or two[3]) for one in some for two in others):
+                    raise ProgramError(
+                        f"members of the gang {apart.name!r} of program {entry.program.name!r} share bytes of these arguments that one of "
+                        "them writes; pass arrays that are apart"
+                    )
 
 
 def options_of(

@@ -41,6 +41,7 @@ from pypto_actors.backends.wire import (
     frame,
     to_process,
 )
+from pypto_actors.collectives import copy
 from pypto_actors.messages import Completed, Failed, Message, Reached
 
 # A step made ready: what to call (`None`: a meeting), and with what.
@@ -84,7 +85,7 @@ class DeviceProcess:
         self._forget()
 
     def _forget(self) -> None:
-        self._functions: dict[int, Callable[..., Any] | Exception] = {COPY: np.copyto}
+        self._functions: dict[int, Callable[..., Any] | Exception] = {COPY: copy}
         self._parts: dict[int, Prepare] = {}
         self._calls: dict[int, Known | Unknown] = {}
 

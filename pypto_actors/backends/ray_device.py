@@ -36,6 +36,7 @@ from pypto_actors.backends.ray_wire import (
     to_device,
 )
 from pypto_actors.backends.wire import Learn, Run
+from pypto_actors.collectives import copy
 from pypto_actors.messages import Completed, Failed
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -62,7 +63,7 @@ class RayDevice:
             _limit_threads(blas_threads)
 
     def _forget(self) -> None:
-        self._functions: dict[int, Callable[..., Any] | Exception] = {COPY: np.copyto}
+        self._functions: dict[int, Callable[..., Any] | Exception] = {COPY: copy}
         self._segments: dict[int, Prepare] = {}
         self._calls: dict[int, Known] = {}
 

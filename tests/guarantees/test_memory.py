@@ -4,6 +4,7 @@ taken in part, a dispatch that waits for scratch that can never come, handles of
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
@@ -165,3 +166,65 @@ async def test_stacked_tensors() -> None:
         assert target.tolist() == (host * 2).tolist()
         await w.free_tensor(t)
         assert [w.committed_device_memory(device) for device in (0, 1)] == [0, 0]
+
+
+@pa.kernel
+def fill(x: pa.OutArray, value: int) -> None:
+    x[...] = value
+
+
+RETURNED: dict[str, Callable[[Any], Any]] = {
+    "the array": lambda x: x,
+    "a view": lambda x: x[1:],
+    "in containers": lambda x: {"a": [(x[:2], 1)], "b": x},
+}
+
+
+def numbers(value: Any) -> list[int]:
+    """All numbers in a value."""
+    if isinstance(value, np.ndarray):
+        return [int(number) for number in value.ravel()]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
+    return [number for item in items for number in numbers(item)]
+
+
+@pytest.mark.parametrize("kind", RETURNED)
+@pytest.mark.parametrize("backend", ["inline", "thread", "process"])
+async def test_what_a_callback_returns_of_a_device_is_the_callers(kind: str, backend: str) -> None:
+    """Later steps do not change it, nor who gets the memory next; writing it changes nothing else. An async callback's too."""
+    returned = RETURNED[kind]
+
+    async def later(x: pa.InArray) -> Any:
+        return returned(x)
+
+    @pa.program
+    def program(orch: pa.Orchestrator, x: Annotated[pa.TensorRef, pa.InOut(Vec, I64)]) -> None:
+        scratch = orch.empty((4,), I64, device=0)
+        orch.submit(fill, scratch, 5)
+        orch.submit_sub(returned, scratch)
+        orch.submit_sub(returned, x)
+        orch.submit_sub(later, x)
+        orch.submit(fill, scratch, 6)
+        orch.submit(fill, x, 6)
+
+    async with worker(program, backend=backend) as w:
+        t = await w.alloc_tensor((4,), I64, init=np.full(4, 5, I64))
+        values = (await w.run(program, t)).returned
+        await w.free_tensor(t)
+        others = [await w.alloc_tensor((4,), I64, init=np.full(4, 7, I64)) for _ in range(4)]
+        for value in values:
+            assert set(numbers(value)) == {5}
+            if isinstance(value, np.ndarray) and value.flags.writeable:
+                value[...] = 8
+        for other in others:
+            assert set((await w.read(other)).tolist()) == {7}
+
+
+async def test_what_a_callback_returns_of_the_callers_own_array_is_no_copy() -> None:
+    @pa.program
+    def program(orch: pa.Orchestrator, x: Annotated[pa.TensorRef, pa.InOut(Vec, I64)]) -> None:
+        orch.submit_sub(lambda x: x, x)
+
+    async with worker(program, backend="inline") as w:
+        x = zeros()
+        assert np.shares_memory((await w.run(program, x)).returned[0], x)

@@ -256,3 +256,17 @@ def test_without_cloudpickle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cloudpickle", None)
     with pytest.raises(ImportError, match=r"pypto_actors\[process\]"):
         opened(on(0, add))
+
+
+async def test_a_kernel_that_cannot_cross_is_named() -> None:
+    lock = threading.Lock()
+
+    @pa.kernel
+    def locked(x: pa.InOutArray, value: int) -> None:
+        with lock:
+            x += value
+
+    async with opened(on(0, locked)) as worker:
+        with pytest.raises(pa.KernelError, match=r"kernel 'locked' .* could not be called on device 0: TypeError") as caught:
+            await worker.run(worker.registry[0], ints(), 1)
+        assert (caught.value.kernel, caught.value.device) == ("locked", 0)

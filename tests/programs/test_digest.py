@@ -137,6 +137,12 @@ def test_a_function_that_calls_itself(tmp_path: Path) -> None:
     assert one != two
 
 
+CALLBACK = """
+@pa.program
+def program(orch: pa.Orchestrator, x: pa.InOutArray):
+    def inner(x): pass
+    orch.submit_sub(CALL, x)
+"""
 REFUSED = {
     "a lambda": (source("f = lambda x: x\n", "f(x)"), r"global 'f'|'f' is a lambda"),
     "a local function": (
@@ -154,6 +160,12 @@ REFUSED = {
     "eval": (source("", "eval('S')"), r"uses eval\(\)"),
     "an assigned global": (source("N = 0\n", "global N; N = 1"), "kernel 'k' assigns the global 'N'"),
     "the place of the file": (source("", "__file__"), "reads __file__, which differs from place to place"),
+    "a lambda as a callback": (HEAD + CALLBACK.replace("CALL", "lambda x: 1"), "has a callback inside it, a lambda; make it a function of"),
+    "a nested callback": (HEAD + CALLBACK.replace("CALL", "inner"), "has a callback inside it, 'inner'; make it a function of the module"),
+    "a nested kernel": (
+        HEAD + CALLBACK.replace("def inner(x):", "@pa.kernel\n    def inner(x: pa.InArray):").replace("submit_sub(CALL", "submit(inner"),
+        "makes a kernel inside it; make it a kernel of the module",
+    ),
     "a late import": (source("", "from . import other"), r"kernel 'k' imports '\.' while it runs; move the import to the top"),
 }
 

@@ -18,6 +18,12 @@ def nothing_ran() -> None:
     RAN.clear()
 
 
+def eight(x: Annotated[Any, pa.In((8,))]) -> None: ...
+
+
+def single(x: Annotated[Any, pa.In(None, np.float32)]) -> None: ...
+
+
 SUBMITTED: dict[str, tuple[Record, str]] = {
     "too few": (lambda o, x, out: o.submit(scale, x), r"kernel 'scale' takes 2 to 3 arguments \(x, out, n\), got 1 in program 'p'"),
     "too many": (lambda o, x, out: o.submit(scale, x, out, 1, 2), "takes 2 to 3 arguments .* got 4"),
@@ -61,6 +67,14 @@ SUBMITTED: dict[str, tuple[Record, str]] = {
     "a tensor's value": (lambda o, x, out: bool(x), "the value of tensor 'x' is not known.*steer by a Static scalar"),
     "arithmetic on tensors": (lambda o, x, out: x + out, "unsupported operand"),
     "a program that raises": (lambda o, x, out: 1 / 0, "program 'p' raised while it was recorded: ZeroDivisionError: division by zero"),
+    "a callback of another shape": (lambda o, x, out: o.submit_sub(eight, x), r"argument 0 of callback 'eight' must have the shape \(8,\)"),
+    "a callback of another dtype": (lambda o, x, out: o.submit_sub(single, x), "argument 0 of callback 'single' must be float32"),
+    "a number for an array of a callback": (
+        lambda o, x, out: o.submit_sub(eight, 3),
+        "argument 0 of callback 'eight' must be a tensor ref",
+    ),
+    "a sum of dates": (lambda o, x, out: o.allreduce([o.empty(2, "M8[s]", device=r) for r in range(2)]), "cannot take the 'sum' of arrays"),
+    "an operation that is none": (lambda o, x, out: o.allreduce([out], op=["sum"]), "allreduce knows the operations 'sum', 'max'"),
     "a gang of nobody": (lambda o, x, out: o.submit_group(scale, [], devices=[]), "a gang has one or more members"),
     "a gang of one device": (
         lambda o, x, out: o.submit_group(scale, [(x, out[0:2]), (x, out[2:4])], devices=[0, 0]),
@@ -116,6 +130,8 @@ USES: dict[str, Record] = {
     "round": lambda o, x, n: round(n),
     "text": lambda o, x, n: f"{n}",
     "a key": lambda o, x, n: {1: 2}[n],
+    "a power of two": lambda o, x, n: 1 << n,
+    "a shift": lambda o, x, n: 8 >> n,
     "membership": lambda o, x, n: n in (1, 2),
     "an index of a tensor": lambda o, x, n: x[n],
     "a slice of a tensor": lambda o, x, n: x[:n],
@@ -233,3 +249,47 @@ async def test_the_annotation_of_a_callback_decides_how_it_uses_an_argument(call
     with pytest.raises(pa.ProgramError, match="is written, but 'x' is an In parameter"):
         await run(arrays(lambda o, x, out: o.submit_sub(callback, x)), np.ones(2), np.zeros(2))
     await run(arrays(lambda o, x, out: o.submit_sub(callback, out)), np.ones(2), np.zeros(2))
+
+
+@pytest.mark.parametrize("first", ["float", "int"])
+async def test_one_scalar_as_an_int_and_as_a_float(first: str) -> None:
+    """Each kernel gets the kind that it has declared, whichever comes first, also twice in one call."""
+    seen: list[Any] = []
+
+    @pa.kernel
+    def floats(x: pa.InOutArray, f: float) -> None:
+        seen.append(f)
+
+    @pa.kernel
+    def ints(x: pa.InOutArray, n: int) -> None:
+        seen.append(n)
+
+    @pa.kernel
+    def both(x: pa.InOutArray, f: float, n: int) -> None:
+        seen.extend((f, n))
+
+    @pa.program
+    def program(orch: pa.Orchestrator, x: pa.InOutArray, n: int) -> None:
+        for kernel in (floats, ints) if first == "float" else (ints, floats):
+            orch.submit(kernel, x, n)
+        orch.submit(both, x, n, n)
+
+    await run(program, np.ones(4), 3)
+    kinds = [float, int] if first == "float" else [int, float]
+    assert [type(value) for value in seen] == [*kinds, float, int]
+    assert set(seen) == {3}
+
+
+def test_a_program_under_a_decorator() -> None:
+    def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    @pa.program
+    @decorated
+    def program(orch: pa.Orchestrator, x: pa.InOutArray) -> None: ...
+
+    assert [parameter.name for parameter in program.params] == ["x"]

@@ -163,3 +163,42 @@ def test_what_comes_after_steps_on_both_sides_of_a_meeting(between: str, reader:
         assert (seen.pop() if reader == "callback" else y.tolist()) == [2] * 4
 
     on_slow_devices(check, program, 3)
+
+
+GANGS: dict[str, Callable[[pa.Orchestrator, pa.TensorRef, pa.TensorRef], None]] = {
+    "a gang": lambda orch, x, y: orch.submit_group(add, [(x, 1), (y, 1)], devices=[0, 1]),
+    "a collective": lambda orch, x, y: orch.allreduce([x, y]),
+}
+
+
+@pytest.mark.parametrize("kind", GANGS)
+@pytest.mark.parametrize("backend", ["inline", "thread"])
+async def test_a_call_that_makes_members_of_a_gang_share_what_they_write(kind: str, backend: str) -> None:
+    """Found before it is accepted: what runs at the same time cannot run one after another."""
+
+    @pa.program
+    def program(orch: pa.Orchestrator, x: Vec, y: Vec) -> None:
+        GANGS[kind](orch, x, y)
+
+    base = np.arange(12)
+    async with opened(program, backend) as worker:
+        for x, y in ((base[:4], base[:4]), (base[:4], base[2:6]), (base[:8:2], base[2:10:2])):
+            with pytest.raises(pa.ProgramError, match="share bytes of these arguments that one of them writes; pass arrays that are apart"):
+                worker.submit_nowait(program, x, y)
+        assert worker.statistics().accepted == 0
+        assert base.tolist() == list(range(12))
+        await worker.run(program, base[:8:2], base[1:8:2])
+
+
+@pytest.mark.parametrize("backend", ["inline", "process"])
+async def test_a_copy_between_views_of_one_array(backend: str) -> None:
+    """numpy's own copy takes such views for apart where their strides differ."""
+
+    @pa.program
+    def program(orch: pa.Orchestrator, x: Annotated[pa.TensorRef, pa.Out()], y: Annotated[pa.TensorRef, pa.In()]) -> None:
+        orch.copy(x, y)
+
+    base = np.arange(20)
+    async with opened(program, backend) as worker:
+        await worker.run(program, base[2::6][:3], base[6:9])
+    assert base[2::6][:3].tolist() == [6, 7, 8]
