@@ -202,3 +202,16 @@ async def test_a_copy_between_views_of_one_array(backend: str) -> None:
     async with opened(program, backend) as worker:
         await worker.run(program, base[2::6][:3], base[6:9])
     assert base[2::6][:3].tolist() == [6, 7, 8]
+
+
+@pytest.mark.parametrize("kind", GANGS)
+async def test_a_gang_beside_steps_whose_arguments_share_memory_with_its_own(kind: str) -> None:
+    @pa.program
+    def program(orch: pa.Orchestrator, x: Vec, y: Vec, z: Vec) -> None:
+        GANGS[kind](orch, x, y)
+        orch.submit(times, z, 10, device=1)
+
+    async with opened(program) as worker:
+        x, y = np.ones(4, np.int64), np.ones(4, np.int64)
+        await worker.run(program, x, y, x)
+    assert (x.tolist(), y.tolist()) == ([20] * 4, [2] * 4)
