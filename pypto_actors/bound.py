@@ -16,7 +16,7 @@ from pypto_actors.errors import ArgumentTypeError
 from pypto_actors.handle import DistributedRunHandle, RunResult
 from pypto_actors.memory import abandon
 from pypto_actors.registry import Entry
-from pypto_actors.signature import check_one
+from pypto_actors.signature import check_one, check_writable
 from pypto_actors.submission import PLAIN, Options, Prepared, prepare
 from pypto_actors.tensors import Tensors
 from pypto_actors.values import HOST, Access, DeviceTensor, Fixed, Shape
@@ -32,9 +32,9 @@ class Owner(Protocol):
     """What a bound program needs of its worker."""
 
     def _enter(self, what: str) -> System: ...
-    def open_system(self) -> System: ...
-    def in_callback_thread(self) -> bool: ...
-    def on_loop(self, work: Callable[[], DistributedRunHandle]) -> DistributedRunHandle: ...
+    def _open_system(self) -> System: ...
+    def _in_callback_thread(self) -> bool: ...
+    def _on_loop(self, work: Callable[[], DistributedRunHandle]) -> DistributedRunHandle: ...
     def _checked(self, device: int | None, priority: int, deadline: float | None, after: Iterable[DistributedRunHandle]) -> Options: ...
     def _begin(self, system: System, call: Prepared, options: Options) -> DistributedRunHandle | None: ...
     async def _run_waiting(self, system: System, call: Prepared, options: Options) -> RunResult: ...
@@ -81,6 +81,8 @@ class BoundProgram:
         self._fixed = {names[name]: value for name, value in fixed.items()}
         for position, value in self._fixed.items():
             check_one(entry.program, position, value)
+            if params[position].writes and isinstance(value, np.ndarray):
+                check_writable(entry.program, params[position], value)
         self._rest = tuple(position for position in range(len(params)) if position not in self._fixed)
         inputs = set(entry.program.inputs)
         no_output_fixed = all(position in inputs for position in self._fixed)
@@ -151,11 +153,11 @@ class BoundProgram:
     ) -> DistributedRunHandle:
         """`submit_nowait` with the fixed arguments and `rest`."""
         try:
-            system = self._worker.open_system()
+            system = self._worker._open_system()
         except RuntimeError:
-            if self._worker.in_callback_thread():
+            if self._worker._in_callback_thread():
                 work = partial(self.submit_nowait, *rest, device=device, priority=priority, deadline=deadline, after=after)
-                return self._worker.on_loop(work)
+                return self._worker._on_loop(work)
             raise
         options = self._worker._checked(device, priority, deadline, after)
         return self._worker._submit_prepared_nowait(system, self._call(rest), options)

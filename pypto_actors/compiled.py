@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from pypto_actors.config import DistributedConfig
 from pypto_actors.digest import digest_of
@@ -13,6 +13,12 @@ from pypto_actors.errors import InternalError
 from pypto_actors.parameters import Parameter
 from pypto_actors.program import Program
 from pypto_actors.saving import read, save
+
+if TYPE_CHECKING:
+    from pypto_actors.handle import RunResult
+    from pypto_actors.worker import DistributedWorker
+else:  # which stand above; those who look signatures up find this
+    RunResult = DistributedWorker = Any
 
 
 class DistributedCompiledProgram:
@@ -24,7 +30,7 @@ class DistributedCompiledProgram:
         name, stage, params: the program's.
     """
 
-    open_worker: ClassVar[Callable[..., Any] | None] = None  # set by worker.py, which stands above
+    open_worker: ClassVar[Callable[..., DistributedWorker] | None] = None  # set by worker.py, which stands above
 
     def __init__(self, program: Program, config: DistributedConfig) -> None:
         if not isinstance(program, Program):
@@ -36,14 +42,17 @@ class DistributedCompiledProgram:
 
     @property
     def name(self) -> str:
+        """The name of the program."""
         return self.program.name
 
     @property
     def stage(self) -> str | None:
+        """The stage of the program."""
         return self.program.stage
 
     @property
     def params(self) -> tuple[Parameter, ...]:
+        """The parameters of the program, after the orchestrator."""
         return self.program.params
 
     @functools.cached_property
@@ -72,7 +81,7 @@ class DistributedCompiledProgram:
         """
         return cls(*read(directory))
 
-    def prepare(self, extra_compiled: Iterable[Any] = (), **worker_options: Any) -> Any:
+    def prepare(self, extra_compiled: Iterable[AnyProgram] = (), **worker_options: Any) -> DistributedWorker:
         """A `DistributedWorker` of this program and `extra_compiled`, not yet entered; options as there."""
         open_worker = type(self).open_worker
         if open_worker is None:
@@ -81,7 +90,7 @@ class DistributedCompiledProgram:
             raise TypeError(f"extra_compiled is a list of programs, got {extra_compiled!r}; pass [program]")
         return open_worker([self, *extra_compiled], **worker_options)
 
-    async def __call__(self, *args: Any) -> Any:
+    async def __call__(self, *args: Any) -> RunResult:
         """One-shot: open a worker, run, close; gives the `RunResult`."""
         async with self.prepare() as worker:
             return await worker.run(self, *args)
@@ -91,3 +100,4 @@ class DistributedCompiledProgram:
 
 
 Program.compiler = DistributedCompiledProgram
+AnyProgram: TypeAlias = Program | DistributedCompiledProgram

@@ -15,7 +15,7 @@ from pypto_actors.errors import InternalError, PyptoActorsError, RunCancelledErr
 from pypto_actors.failures import cancelled, depends, describe, expired, raised, raised_by_several
 from pypto_actors.hazards import Hazards
 from pypto_actors.health import Health
-from pypto_actors.ledger import Ledger
+from pypto_actors.ledger import Ledger, host_out_of_memory
 from pypto_actors.lifecycle import Failure, Record, RunEvent, RunState
 from pypto_actors.messages import (
     Allocate,
@@ -292,12 +292,12 @@ class Coordinator:
         if record is None:
             raise InternalError(f"{message!r} of a dispatch that has ended")
         if record.plan is None:
-            self.operations.answered(record, message.device, raised(message, record))
+            self.operations.answered(record, message.device, self._raised(message, record))
             return
         self.now = max(self.now, message.finished)
         record.raised = [*(record.raised or ()), message]
         if record.failure is None:
-            record.failure = raised(message, record)
+            record.failure = self._raised(message, record)
         if message.part < 0:  # memory could not be made; the parts that need it answer for themselves
             return
         device = message.device
@@ -313,6 +313,14 @@ class Coordinator:
             record.at[device] -= 1
         record.parts -= 1
         self._end_if_over(record)
+
+    def _raised(self, message: Failed, record: Record) -> Failure:
+        error, device, plan = message.error, message.device, record.plan
+        if message.step >= 0 or device < 0 or not isinstance(error, MemoryError) or isinstance(error, PyptoActorsError):
+            return raised(message, record)
+        tensors = [tensor for tensor in getattr(record.message, "tensors", ()) if tensor.device == device]
+        asked = sum(tensor.nbytes for tensor in tensors) if plan is None else plan.scratch_bytes.get(device, 0)
+        return host_out_of_memory(device, asked, self.ledger.arenas[device], error)
 
     def _end_if_over(self, record: Record) -> None:
         if record.parts:

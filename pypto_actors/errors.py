@@ -5,11 +5,12 @@ Every class also derives from the builtin that PyPTO raises in that place, so th
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class PyptoActorsError(Exception):
-    """Root of all errors of this package. Errors that a serving stream raises also carry `.request_id`."""
-
-    request_id: int | None = None
+    """Root of all errors of this package."""
 
 
 class ArgumentTypeError(PyptoActorsError, TypeError):
@@ -93,6 +94,9 @@ class QueueFullError(PyptoActorsError, RuntimeError):
         self.queued = queued
         self.limit = limit
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), queued=self.queued, limit=self.limit), self.args, vars(self)
+
 
 class DeadlineExceededError(PyptoActorsError, TimeoutError):
     """The deadline passed before the dispatch was handed to its devices."""
@@ -112,6 +116,9 @@ class DeviceOutOfMemoryError(PyptoActorsError, MemoryError):
         self.asked = asked
         self.free = free
         self.capacity = capacity
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), asked=self.asked, free=self.free, capacity=self.capacity), self.args, vars(self)
 
 
 class InternalError(PyptoActorsError, RuntimeError):

@@ -44,7 +44,7 @@ def depends(record: Record) -> Failure:
     )
 
 
-def policy_failed(record: Record, policy: Policy, call: str, error: Exception) -> Failure:
+def policy_failed(record: Record, policy: Policy, call: str, error: BaseException) -> Failure:
     return Failure(PyptoActorsError, f"{describe(record)} did not start: {policy!r}.{call} raised {error!r}", cause=error)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
-from typing import Any
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from pypto_actors.errors import InternalError
+from pypto_actors.compiled import AnyProgram
+from pypto_actors.errors import ArgumentTypeError, InternalError
 from pypto_actors.host import INSIDE
 from pypto_actors.lifecycle import Record, RunState
 from pypto_actors.messages import Cancel
@@ -32,7 +34,7 @@ class RunResult(Struct, frozen=True, eq=False):
     """
 
     run_id: int
-    program: Any
+    program: AnyProgram
     outputs: tuple[Any, ...]
     returned: tuple[Any, ...]
     queued_at: float
@@ -52,9 +54,16 @@ def refuse_inside_callback(worker: object, what: str) -> None:
 
 
 class DistributedRunHandle(Record, eq=False, weakref=True):
-    """One accepted dispatch. Awaitable by any number of tasks; cancelling one of them leaves the dispatch and the others alone."""
+    """One accepted dispatch. Awaitable by any number of tasks; cancelling one of them leaves the dispatch and the others alone.
+
+    Attributes:
+        program: the program, as it was registered.
+        state: where it stands, a `RunState`.
+    """
 
     _result: RunResult | None = None
+    if TYPE_CHECKING:  # told to the type checker only: a field of the record cannot be declared twice
+        program: AnyProgram
 
     @property
     def run_id(self) -> int:
@@ -108,7 +117,9 @@ class DistributedRunHandle(Record, eq=False, weakref=True):
         return self.failure.make()
 
     async def wait(self, timeout: float | None = None) -> RunResult:
-        """The result within `timeout` seconds, or `TimeoutError`, which leaves the dispatch alone."""
+        """The result within `timeout` seconds, or `TimeoutError`, which leaves the dispatch alone. `None`: however long it takes."""
+        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, Real) or timeout != timeout):
+            raise ArgumentTypeError(f"timeout is a number of seconds, or None, got {timeout!r}")
         if timeout is None:
             return await self
         try:
@@ -134,7 +145,7 @@ class DistributedRunHandle(Record, eq=False, weakref=True):
         return self.result()
 
     def _check_thread(self, what: str) -> None:
-        self.worker.check_thread(what)
+        self.worker._check_thread(what)
 
     def __repr__(self) -> str:
         name = getattr(self.program, "name", self.program)

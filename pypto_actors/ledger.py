@@ -20,6 +20,16 @@ def out_of_memory(device: int, asked: int, arena: Arena, what: str) -> Failure:
     )
 
 
+def host_out_of_memory(device: int, asked: int, arena: Arena, why: BaseException) -> Failure:
+    """The books have room, but the machine that simulates the device has not."""
+    return Failure(
+        DeviceOutOfMemoryError,
+        f"device {device} could not get {asked} bytes of the memory of its host: {why}; free tensors first, or use fewer or smaller ones",
+        {"asked": asked, "free": arena.free, "capacity": arena.capacity},
+        why,
+    )
+
+
 class Ledger:
     """Who holds how many bytes on which device. Scratch is numbered downwards from -1, tensors upwards from 1."""
 
@@ -31,13 +41,14 @@ class Ledger:
 
     def reserve(self, tensors: Sequence[DeviceTensor]) -> Failure | None:
         """Reserve all of them, or nothing."""
-        for index, tensor in enumerate(tensors):
-            arena = self.arenas[tensor.device]
-            if not arena.reserve(tensor.allocation, tensor.nbytes):
-                failure = out_of_memory(tensor.device, tensor.nbytes, arena, "the tensor")
-                for done in tensors[:index]:
-                    self.arenas[done.device].release(done.allocation)
-                return failure
+        needs: dict[int, int] = {}
+        for tensor in tensors:
+            needs[tensor.device] = needs.get(tensor.device, 0) + tensor.nbytes
+        for device, nbytes in needs.items():
+            if nbytes > self.arenas[device].free:
+                return out_of_memory(device, nbytes, self.arenas[device], "the tensor")
+        for tensor in tensors:
+            self.arenas[tensor.device].reserve(tensor.allocation, tensor.nbytes)
         return None
 
     def release(self, tensors: Sequence[DeviceTensor]) -> None:

@@ -7,15 +7,12 @@ leaves futures on it to be woken by. Both happen on one loop, each in one synchr
 from __future__ import annotations
 
 from enum import Enum, IntEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
 from pypto_actors.errors import InternalError, PyptoActorsError
-
-if TYPE_CHECKING:
-    from pypto_actors.lanes import Claim
-    from pypto_actors.plan import Plan
+from pypto_actors.plan import Plan
 
 
 class RunEvent(IntEnum):
@@ -165,6 +162,3 @@ class Record(Struct, eq=False, dict=False, weakref=True):
             self.waiters = None
         elif type(self.waiters) is list and waiter in self.waiters:
             self.waiters.remove(waiter)
-
-
-Claims = list["Claim"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import Protocol
 
 from pypto_actors.errors import PyptoActorsError
@@ -69,4 +68,3 @@ class Admission:
 
 
 Envelope = tuple[ToCoordinator, Record | None]
-Wake = Callable[[], None]

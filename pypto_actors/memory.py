@@ -137,10 +137,28 @@ class Memory:
     async def settle(self, record: Record) -> None:
         """Wait for the end of `record`, which this task owns: cancelled, it takes the record back, or waits until it has ended."""
         await own(self._system, record)
-        if record.failure is not None:
-            raise record.failure.make()
-        if record.state is not RunState.DONE:
-            raise InternalError(f"{record!r} ended without an outcome")
+        _check_outcome(record)
+
+    async def follow(self, record: Record) -> None:
+        """Wait for the end of `record`, which goes on by itself: cancelled, the caller leaves at once."""
+        if not record.ended:
+            waiter = self._system.loop.create_future()
+            record.enlist(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                record.asked = True
+                raise
+            finally:
+                record.delist(waiter)
+        _check_outcome(record)
+
+
+def _check_outcome(record: Record) -> None:
+    if record.failure is not None:
+        raise record.failure.make()
+    if record.state is not RunState.DONE:
+        raise InternalError(f"{record!r} ended without an outcome")
 
 
 async def own(system: System, record: Record) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 from msgspec import Struct
@@ -45,7 +46,7 @@ class WorkerOptions(Struct, frozen=True, eq=False):
         reset_windows: Any,
     ) -> WorkerOptions:
         for name, value, least in (("max_queued", max_queued, 1), ("in_flight", in_flight, 1), ("max_restarts", max_restarts, 0)):
-            if isinstance(value, bool) or not isinstance(value, int):
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
                 raise TypeError(f"{name} must be an int of at least {least}, got {value!r}")
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -55,9 +56,9 @@ class WorkerOptions(Struct, frozen=True, eq=False):
             raise ValueError(f"reset_persistent_windows={reset_windows!r} has no meaning without persistent=True")
         if reset_windows is not None and not isinstance(reset_windows, bool):
             raise TypeError(f"reset_persistent_windows must be a bool, got {reset_windows!r}")
-        if isinstance(startup_timeout, bool) or not isinstance(startup_timeout, (int, float)):
+        if isinstance(startup_timeout, bool) or not isinstance(startup_timeout, Real):
             raise TypeError(f"startup_timeout must be seconds, got {startup_timeout!r}")
-        if not startup_timeout > 0 or math.isnan(startup_timeout):
+        if not float(startup_timeout) > 0:
             raise ValueError(f"startup_timeout must be above 0 seconds, got {startup_timeout}")
         if policy is not None and not all(callable(getattr(policy, call, None)) for call in ("key", "choose")):
             raise TypeError(f"policy must have the calls key(item) and choose(view), got {policy!r}; PhaseFair() is one")
@@ -65,7 +66,8 @@ class WorkerOptions(Struct, frozen=True, eq=False):
             raise TypeError(f"policy must be an object, got the class {policy.__name__}; call it: {policy.__name__}()")
         if trace is not None and not callable(trace):
             raise TypeError(f"trace must be a function that takes events, got {trace!r}; a list's append is one")
-        return cls(max_queued, in_flight, float(startup_timeout), max_restarts, persistent, reset_windows is not False)
+        queued, ahead, restarts = map(operator.index, (max_queued, in_flight, max_restarts))
+        return cls(queued, ahead, float(startup_timeout), restarts, persistent, reset_windows is not False)
 
 
 def plain(program: Any) -> Program:

@@ -61,21 +61,30 @@ class ArraySpec:
 
 
 class In(ArraySpec):
-    """Read by the program or kernel, never written."""
+    """Read by the program or kernel, never written: `Annotated[TensorRef, In(("n", 128), np.float32)]`.
+
+    Args:
+        shape: one entry a dimension, an `int` or a `str` (symbolic: bound by the first argument that has it, and equal everywhere in one
+            dispatch); `None`: any shape.
+        dtype: what `numpy.dtype` takes; `None`: any.
+
+    Raises:
+        ProgramError: this is no shape, or no dtype.
+    """
 
     __slots__ = ()
     mode = Mode.IN
 
 
 class Out(ArraySpec):
-    """Written by the program or kernel; may be left out of a call in return style."""
+    """Written by the program or kernel; may be left out of a call in return style. Shape and dtype as of `In`."""
 
     __slots__ = ()
     mode = Mode.OUT
 
 
 class InOut(ArraySpec):
-    """Read and written."""
+    """Read and written. Shape and dtype as of `In`."""
 
     __slots__ = ()
     mode = Mode.INOUT
@@ -101,6 +110,7 @@ class Parameter(Struct, frozen=True):
 
     @property
     def writes(self) -> bool:
+        """Is it an array that may be written (`Out`, `InOut`)?"""
         return self.array is not None and self.array.mode is not Mode.IN
 
     def __repr__(self) -> str:

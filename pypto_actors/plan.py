@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from msgspec import Struct
 
 from pypto_actors.errors import InternalError
-from pypto_actors.values import Shape
-
-if TYPE_CHECKING:
-    import numpy as np
+from pypto_actors.values import DType, Shape
 
 # Leading slices, one after another: (start, stop, whether the dimension is dropped). Empty: the whole as it came.
 Path: TypeAlias = tuple[tuple[int, int, bool], ...]
@@ -92,7 +89,7 @@ class Scratch(Struct, frozen=True):
 
     device: int
     shape: Shape
-    dtype: np.dtype[Any]
+    dtype: DType
     nbytes: int
     window: str = ""  # the name of a persistent window: it outlives the dispatch
 

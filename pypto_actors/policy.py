@@ -60,9 +60,11 @@ class PriorityOrder(Struct, frozen=True):
     """Priority, then arrival, whatever the stage."""
 
     def key(self, item: Item, /) -> Any:
+        """Higher priority first, then earlier arrival."""
         return (-item.priority, item.arrival)
 
     def choose(self, view: View, /) -> int:
+        """The highest priority, then the earliest arrival, of all stages."""
         return _first(view.candidates)
 
 
@@ -70,9 +72,11 @@ class Arrival(Struct, frozen=True):
     """First come, first served; priorities do not matter."""
 
     def key(self, item: Item, /) -> Any:
+        """Earlier arrival first."""
         return item.arrival
 
     def choose(self, view: View, /) -> int:
+        """The earliest arrival, of all stages."""
         return min(range(len(view.candidates)), key=lambda i: (view.candidates[i].arrival, i))
 
 
@@ -80,8 +84,8 @@ class PhaseFair(Struct, frozen=True):
     """Priority, then arrival, but neither prefill nor decode starves the other.
 
     While both are ready for a device, at most `max_prefills` dispatches of `stage="prefill"` stand between two of `stage="decode"` on it,
-    and at most `max_decodes` between two prefills. Prefill first without a bound starves decode, as nano-vllm's scheduler and
-    SGLang issue 32549 show.
+    and at most `max_decodes` between two prefills (each an int of at least 1, else a `ValueError`). Prefill first without a bound starves
+    decode, as nano-vllm's scheduler and SGLang issue 32549 show.
     """
 
     max_prefills: int = 2
@@ -94,9 +98,11 @@ class PhaseFair(Struct, frozen=True):
                 raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
 
     def key(self, item: Item, /) -> Any:
+        """Higher priority first, then earlier arrival."""
         return (-item.priority, item.arrival)
 
     def choose(self, view: View, /) -> int:
+        """As `PriorityOrder`, but of the other phase where one has had its share."""
         candidates = view.candidates
         stages = [item.stage for item in candidates]
         if "prefill" in stages and "decode" in stages:

@@ -7,11 +7,16 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from pypto_actors.config import DistributedConfig
 from pypto_actors.errors import InternalError, ProgramError
 from pypto_actors.parameters import Mode, Parameter, hints_of, parameters_of
+
+if TYPE_CHECKING:
+    from pypto_actors.compiled import DistributedCompiledProgram
+else:  # which stands above; those who look signatures up find this
+    DistributedCompiledProgram = Any
 
 
 class Kernel:
@@ -64,7 +69,8 @@ class Program:
         function: the plain function.
     """
 
-    compiler: ClassVar[Callable[..., Any] | None] = None  # set by compiled.py, which stands above
+    # set by compiled.py, which stands above
+    compiler: ClassVar[Callable[[Program, DistributedConfig], DistributedCompiledProgram] | None] = None
 
     def __init__(
         self,
@@ -100,7 +106,7 @@ class Program:
         if not inspect.signature(function).parameters:
             raise ProgramError(f"program {self.name!r} takes no orchestrator: its first parameter is `orch: Orchestrator`")
 
-    def compile(self, config: DistributedConfig | None = None) -> Any:
+    def compile(self, config: DistributedConfig | None = None) -> DistributedCompiledProgram:
         """A `DistributedCompiledProgram` for `config` (default: one simulated device)."""
         compiler = type(self).compiler
         if compiler is None:

@@ -94,13 +94,20 @@ class Orchestrator:
         self._steps.append(RawStep(name, None, slots, touches, None, callback))
 
     def empty(self, shape: int | Sequence[int], dtype: npt.DTypeLike, device: int | None = None) -> TensorRef:
-        """Scratch memory on `device` (`None`: where the next step without a device goes), own to each dispatch, freed at its end."""
+        """Scratch memory on `device` (`None`: where the next step without a device goes), own to each dispatch, freed at its end.
+
+        Its bytes are zero. Raises `ProgramError` for a shape, dtype or device that cannot be.
+        """
         self._check_open()
         place: Place = self._rank(device, "scratch") if device is not None else self._floating(self._turn)
         return self._scratch_ref(f"scratch{len(self._scratch)}", shape_of(shape), np.dtype(dtype), place)
 
     def copy(self, dst: TensorRef, src: TensorRef) -> None:
-        """Record a copy, also between devices and between device and host. Shapes and dtypes are equal."""
+        """Record a copy, also between devices and between device and host.
+
+        Raises:
+            ProgramError: shapes or dtypes differ, `dst` is an `In` parameter, or one of them is no tensor ref of this recording.
+        """
         self._check_open()
         for ref, what in ((dst, "dst"), (src, "src")):
             if not isinstance(ref, TensorRef):
@@ -171,11 +178,18 @@ class Orchestrator:
         """Reduce over `refs`, one a device and of one shape and dtype, in place: all hold the result. `op`: `sum`, `max`, `min`, `prod`.
 
         The order of the reduction is that of the ranks, so that floating-point results are always the same.
+
+        Raises:
+            ProgramError: the refs are not of one shape and dtype, not of different devices, or not written; or numpy has no such operation.
+            PlacementError: arguments that live on one device.
         """
         self._collective(allreduce(self._members(refs, "allreduce"), op))
 
     def reduce_scatter(self, refs: Iterable[TensorRef], op: str = "sum") -> list[TensorRef]:
-        """Reduce over `refs`; gives chunk `i` of the leading dimension of the result on the device of `refs[i]`, as new scratch."""
+        """Reduce over `refs`; gives chunk `i` of the leading dimension of the result on the device of `refs[i]`, as new scratch.
+
+        `op` and errors as of `allreduce`; the leading dimension must be divisible by the number of refs.
+        """
         members = self._members(refs, "reduce_scatter", chunks=True, written=False)
         shape = (members[0].shape[0] // len(members), *members[0].shape[1:])
         devices = [fixed_device(ref, index) for index, ref in enumerate(members)]
@@ -186,7 +200,7 @@ class Orchestrator:
         return results
 
     def broadcast(self, refs: Iterable[TensorRef], root: int = 0) -> None:
-        """All of `refs` take the values of `refs[root]`, in place."""
+        """All of `refs` take the values of `refs[root]` (an index of a ref, not a rank), in place; errors as of `allreduce`."""
         members = self._members(refs, "broadcast")
         if isinstance(root, ScalarRef):
             root._used()
@@ -195,15 +209,15 @@ class Orchestrator:
         self._collective(broadcast(members, int(root)))
 
     def allgather(self, refs: Iterable[TensorRef]) -> None:
-        """In place: chunk `i` of the leading dimension of all comes from `refs[i]`."""
+        """In place: chunk `i` of the leading dimension, which is divisible, comes from `refs[i]`; errors as of `allreduce`."""
         self._collective(allgather(self._members(refs, "allgather", chunks=True)))
 
     def all_to_all(self, refs: Iterable[TensorRef]) -> None:
-        """In place: chunk `j` of the leading dimension of `refs[i]` becomes chunk `i` of `refs[j]`."""
+        """In place: chunk `j` of the leading dimension, which is divisible, of `refs[i]` becomes chunk `i` of `refs[j]`."""
         self._collective(all_to_all(self._members(refs, "all_to_all", chunks=True)))
 
     def barrier(self, devices: Sequence[int] | None = None) -> None:
-        """Later steps on `devices` (default: all) wait for all earlier ones on them."""
+        """Later steps on `devices` (default: all) wait for all earlier ones on them. `ProgramError`: there is no such device."""
         self._check_open()
         ranks = sorted({self._rank(device, "barrier") for device in (range(self.world_size) if devices is None else devices)})
         if not ranks:

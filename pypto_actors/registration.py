@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pypto_actors.compiled import AnyProgram
 from pypto_actors.registry import Entry
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 class Owner(Protocol):
     """What a registration needs of its worker."""
 
-    async def run(self, program: Any, /, *args: Any, **options: Any) -> RunResult: ...
+    async def run(self, program: AnyProgram, /, *args: Any, **options: Any) -> RunResult: ...
 
     async def _unregister(self, entry: Entry) -> None: ...
 
@@ -32,10 +33,12 @@ class RegistrationHandle:
         self._entry = entry
 
     @property
-    def program(self) -> Any:
+    def program(self) -> AnyProgram:
+        """The program, as it was registered."""
         return self._entry.shown
 
     async def __call__(self, *args: Any, **options: Any) -> RunResult:
+        """`worker.run(program, *args)`, with the same options; `UnknownProgramError` once it is unregistered."""
         self._entry.check_active()
         return await self._worker.run(self._entry.program, *args, **options)
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
+from pypto_actors.compiled import AnyProgram
 from pypto_actors.errors import UnknownProgramError
 from pypto_actors.program import Program
 from pypto_actors.recording import Form
@@ -35,7 +36,7 @@ class Entry:
     def __init__(
         self,
         program: Program,
-        shown: Any,
+        shown: AnyProgram,
         world_size: int,
         callbacks: Mapping[str, Callable[..., Any]],
         persistent: bool = False,
@@ -90,7 +91,7 @@ class Entry:
         return f"<Entry {self.program.name!r}: {len(self.signed)} recordings>"
 
 
-class Registry(Sequence[Any]):
+class Registry(Sequence[AnyProgram]):
     """A read-only sequence of the registered programs, oldest first. It keeps them alive."""
 
     def __init__(self) -> None:
@@ -126,17 +127,17 @@ class Registry(Sequence[Any]):
         return f"this worker does not know program {program.name!r}{hint}; it knows {known}; {mend}"
 
     @overload
-    def __getitem__(self, index: int) -> Any: ...
+    def __getitem__(self, index: int) -> AnyProgram: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Any]: ...
-    def __getitem__(self, index: int | slice) -> Any:
+    def __getitem__(self, index: slice) -> Sequence[AnyProgram]: ...
+    def __getitem__(self, index: int | slice) -> AnyProgram | Sequence[AnyProgram]:
         shown = [entry.shown for entry in self._entries.values()]
         return tuple(shown[index]) if isinstance(index, slice) else shown[index]
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[AnyProgram]:
         return iter([entry.shown for entry in self._entries.values()])
 
     def __contains__(self, program: object) -> bool:

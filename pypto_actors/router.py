@@ -111,7 +111,9 @@ class Router:
         self.asking = True
         try:
             record.key = Key(self.policy.key(item_of(record)), record, self._faults)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             return policy_failed(record, self.policy, "key", error)
         finally:
             self.asking = False
@@ -257,7 +259,9 @@ class Router:
             self.asking = True
             try:
                 record = queue.first(self.policy)
-            except Exception as error:
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
                 self.asking = False
                 oldest = queue.order[0]
                 self._end(oldest, FAIL, policy_failed(oldest, self.policy, "choose", error))

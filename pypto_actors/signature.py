@@ -162,6 +162,12 @@ def check_one(program: Program, position: int, arg: Any) -> None:
         _check_array(program, parameter, arg, {})
 
 
+def check_writable(program: Program, parameter: Parameter, array: np.ndarray[Any, Any]) -> None:
+    """Raise for a read-only array where it would be written."""
+    if not array.flags.writeable:
+        raise ArgumentValueError(f"{_where(program, parameter)} is written, got a read-only array; pass a writable copy")
+
+
 def _whole(
     plans: PlanFamily, outputs: Sequence[tuple[int, Shape, np.dtype[Any]]], params: Sequence[Parameter]
 ) -> tuple[tuple[int, bool], ...] | None:

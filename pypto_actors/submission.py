@@ -31,7 +31,7 @@ from pypto_actors.parameters import Parameter, scalar_of
 from pypto_actors.plan import Footprint, Plan, PlanFamily
 from pypto_actors.program import Program
 from pypto_actors.registry import Entry
-from pypto_actors.signature import Signed, sign_one
+from pypto_actors.signature import Signed, check_writable, sign_one
 from pypto_actors.system import System
 from pypto_actors.tensors import Tensors
 from pypto_actors.values import Access, DeviceTensor, Fixed, StackedDeviceTensor
@@ -110,10 +110,7 @@ def _prepare(entry: Entry, signed: Signed, given: Sequence[Any], tensors: Tensor
             tensors.check(args[position], f"{_where(position, signed, given, params)} of program {entry.program.name!r}")
     for position in signed.writable:
         if not args[position].flags.writeable:
-            raise ArgumentValueError(
-                f"parameter {params[position].name!r} of program {entry.program.name!r} is written, "
-                "got a read-only array; pass a writable copy"
-            )
+            check_writable(entry.program, params[position], args[position])
     for position, kind in signed.scalars:
         if type(args[position]) is not kind:
             args[position] = scalar_of(args[position], kind)

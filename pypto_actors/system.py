@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from pypto_actors.coordinator import Coordinator, Settings
 from pypto_actors.deadlines import NEVER
@@ -68,8 +69,8 @@ class System:
         self._timer_at = NEVER
         self._unasked: dict[int, Record] = {}
         self._unasked_more = 0
-        if self.trace is not None:
-            self.trace(Started(loop.time(), 0, settings))
+        if trace is not None:  # a hook that raises here lets the start fail
+            trace(Started(loop.time(), 0, settings))
 
     def __repr__(self) -> str:
         return f"<System of {self.coordinator!r}, {len(self.mail)} messages waiting>"
@@ -86,11 +87,22 @@ class System:
         self.host.executors[rank] = executor
 
     def _hook(self, event: Event) -> None:
-        """Show an event to the user's hook, which may ask the worker something, but cannot make the coordinator go on meanwhile."""
-        assert self._user_hook is not None
+        """Show an event to the user's hook, which may ask the worker something, but cannot make the coordinator go on meanwhile.
+
+        A hook that raises sees nothing more: what was accepted must go on.
+        """
+        hook = self._user_hook
+        if hook is None:
+            return
         before, self._hooked = self._hooked, True
         try:
-            self._user_hook(event)
+            hook(event)
+        except (KeyboardInterrupt, SystemExit) as error:  # goes on outside of what is being decided
+            self._user_hook = None
+            self.loop.call_soon(_raise, error)
+        except BaseException:
+            self._user_hook = None
+            logger.exception("the trace hook %r raised at %r; it is called no more", hook, event)
         finally:
             self._hooked = before
 
@@ -388,3 +400,7 @@ class System:
             )
         if self._unasked_more:
             logger.error("%d further dispatches failed, and perhaps nobody asked for them", self._unasked_more)
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error

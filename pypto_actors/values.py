@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex, TypeAlias
 
 from msgspec import Struct
 
@@ -13,6 +13,10 @@ from pypto_actors.errors import ArgumentTypeError, ArgumentValueError
 if TYPE_CHECKING:
     import numpy as np
 
+    DType: TypeAlias = np.dtype[Any]
+else:  # what the coordinator imports loads no numpy; those who look signatures up find this
+    DType = Any
+
 Shape: TypeAlias = tuple[int, ...]
 HOST = 0  # the address space of host memory; device allocations are numbered from 1
 
@@ -20,7 +24,7 @@ HOST = 0  # the address space of host memory; device allocations are numbered fr
 # Bytes that a dispatch or a copy touches: `[start, stop)` of one address space, and whether it writes them.
 Access: TypeAlias = tuple[int, int, int, bool]
 # What a plan may depend on of a tensor argument: (device, shape, dtype); host arrays have device -1.
-Signature: TypeAlias = tuple[int, Shape, "np.dtype[Any]"]
+Signature: TypeAlias = tuple[int, Shape, DType]
 
 
 class DeviceTensor(Struct, frozen=True, cache_hash=True, gc=False):
@@ -35,7 +39,7 @@ class DeviceTensor(Struct, frozen=True, cache_hash=True, gc=False):
 
     device: int
     shape: Shape
-    dtype: np.dtype[Any]
+    dtype: DType
     allocation: int
     offset: int
     nbytes: int
@@ -45,12 +49,12 @@ class DeviceTensor(Struct, frozen=True, cache_hash=True, gc=False):
     writes: Access
 
     @classmethod
-    def of(cls, device: int, shape: Shape, dtype: np.dtype[Any], allocation: int) -> DeviceTensor:
+    def of(cls, device: int, shape: Shape, dtype: DType, allocation: int) -> DeviceTensor:
         """The handle of a whole allocation."""
         return cls._at(device, shape, dtype, allocation, 0, nbytes_of(shape, dtype.itemsize), False)
 
     @classmethod
-    def _at(cls, device: int, shape: Shape, dtype: np.dtype[Any], allocation: int, offset: int, nbytes: int, view: bool) -> DeviceTensor:
+    def _at(cls, device: int, shape: Shape, dtype: DType, allocation: int, offset: int, nbytes: int, view: bool) -> DeviceTensor:
         stop = offset + nbytes
         return cls(
             device,
@@ -75,6 +79,9 @@ class DeviceTensor(Struct, frozen=True, cache_hash=True, gc=False):
         if not self.shape:
             raise TypeError("len() of a device tensor without dimensions")
         return self.shape[0]
+
+    def __array__(self, *_: object, **__: object) -> NoReturn:
+        raise ArgumentTypeError(f"{self!r} is a handle, and no array; read it first: await worker.read(tensor)")
 
     def __repr__(self) -> str:
         kind = "view of " if self.view else ""
@@ -110,7 +117,7 @@ class StackedDeviceTensor(Struct, frozen=True, cache_hash=True, gc=False):
 
     shards: tuple[DeviceTensor, ...]
     shape: Shape
-    dtype: np.dtype[Any]
+    dtype: DType
 
     @property
     def signature(self) -> tuple[object, ...]:
@@ -119,10 +126,12 @@ class StackedDeviceTensor(Struct, frozen=True, cache_hash=True, gc=False):
 
     @property
     def devices(self) -> tuple[int, ...]:
+        """The rank of each shard."""
         return tuple(shard.device for shard in self.shards)
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes, of all shards together."""
         return sum(shard.nbytes for shard in self.shards)
 
     def __getitem__(self, index: SupportsIndex) -> DeviceTensor:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import _get_running_loop
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
+from numbers import Real
 from threading import get_ident
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pypto_actors.backends import Backend, backend_of
 from pypto_actors.bound import BoundProgram
-from pypto_actors.compiled import DistributedCompiledProgram
+from pypto_actors.compiled import AnyProgram, DistributedCompiledProgram
 from pypto_actors.config import DistributedConfig
 from pypto_actors.coordinator import Settings
 from pypto_actors.errors import AmbiguousProgramError, WorkerClosedError
@@ -34,10 +36,10 @@ from pypto_actors.statistics import Statistics
 from pypto_actors.submission import PLAIN, Options, Prepared, Waiting, accept, options_of, prepare, queue_full, rank_of
 from pypto_actors.supervision import Supervisor
 from pypto_actors.system import System
-from pypto_actors.tensors import Tensors
+from pypto_actors.tensors import Tensors, tensors_of
 from pypto_actors.values import DeviceTensor, StackedDeviceTensor
 
-Programs = Any  # a program or any iterable of them, plain or compiled
+Programs: TypeAlias = AnyProgram | Iterable[AnyProgram]
 
 
 class DistributedWorker:
@@ -47,7 +49,9 @@ class DistributedWorker:
         programs: one program or an iterable of them, plain or compiled.
         config: the devices; `None`: that of the compiled programs, or one device.
         callbacks: the functions for the names that programs declare as callbacks.
-        backend: `"inline"` (kernels run on the event loop), `"thread"` (a thread for each device), or a backend object.
+        backend: `"inline"` (kernels run on the event loop), `"thread"` (a thread for each device), `"process"` (a process for each
+            device, tensors in shared memory; Linux, extra `process`), `"ray"` (a Ray actor for each device; extra `ray`), or a backend
+            object, such as `backends.RayBackend(address=…)`.
         policy: which dispatch goes next; `None`: `PhaseFair()`.
         max_queued: most dispatches accepted and not yet handed over.
         in_flight: dispatches handed to a device ahead of the one that runs.
@@ -90,6 +94,7 @@ class DistributedWorker:
         for program in declared.programs:
             self._registry.add(self._new_entry(program, self._callbacks))
         self._thread = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._counter = Counter()
         self._tensors = Tensors.of_new_worker()
         self._supervisor: Supervisor | None = None
@@ -104,8 +109,9 @@ class DistributedWorker:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            raise RuntimeError("pypto_actors runs on asyncio, not on trio; use anyio.run(…, backend='asyncio')") from None
+            raise RuntimeError("pypto_actors runs on a running asyncio loop, not on trio; use anyio.run(…, backend='asyncio')") from None
         self._thread = get_ident()
+        self._loop = loop
         capacity = self.config.capacity
         settings = Settings((capacity,) * self.config.world_size, self._options.in_flight, self._policy, self._options.max_restarts)
         system = System(loop, settings, self._options.max_queued, self._tensors, self._trace)
@@ -120,9 +126,10 @@ class DistributedWorker:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.check_thread("leaving the worker")
+        if self._supervisor is None:
+            self._refuse(None)
+        self._check_thread("leaving the worker")
         refuse_inside_callback(self, "leaving the worker")
-        assert self._supervisor is not None
         await self._supervisor.leave("drain" if kind is None else "abort")
 
     async def aclose(self, mode: Literal["drain", "abort"] = "drain", timeout: float | None = None) -> None:
@@ -134,11 +141,11 @@ class DistributedWorker:
         """
         if mode not in ("drain", "abort"):
             raise ValueError(f"mode must be 'drain' or 'abort', got {mode!r}")
-        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0):
+        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, Real) or not timeout >= 0):
             raise ValueError(f"timeout is a number of seconds from 0, or None, got {timeout!r}")
         if self._supervisor is None:
             return
-        self.check_thread("aclose")
+        self._check_thread("aclose")
         refuse_inside_callback(self, "aclose")
         await self._supervisor.close(mode, timeout)
 
@@ -146,7 +153,7 @@ class DistributedWorker:
 
     async def run(
         self,
-        program: Any,
+        program: AnyProgram,
         /,
         *args: Any,
         device: int | None = None,
@@ -173,7 +180,7 @@ class DistributedWorker:
             WorkerClosedError: the worker is closing.
         """
         system = self._enter("run")
-        if device is None and priority == 0 and deadline is None and after == ():
+        if device is None and priority == 0 and type(priority) is int and deadline is None and after == ():
             options = PLAIN
         else:
             options = options_of(device, priority, deadline, after, self, self.config.world_size)
@@ -191,7 +198,7 @@ class DistributedWorker:
 
     async def submit(
         self,
-        program: Any,
+        program: AnyProgram,
         /,
         *args: Any,
         device: int | None = None,
@@ -205,7 +212,7 @@ class DistributedWorker:
 
     def submit_nowait(
         self,
-        program: Any,
+        program: AnyProgram,
         /,
         *args: Any,
         device: int | None = None,
@@ -215,13 +222,13 @@ class DistributedWorker:
     ) -> DistributedRunHandle:
         """The same, or `QueueFullError`; never suspends. Also for host callbacks, on the loop and in threads."""
         try:
-            system = self.open_system()
+            system = self._open_system()
         except RuntimeError:
-            if self.in_callback_thread():
+            if self._in_callback_thread():
                 work = partial(self.submit_nowait, program, *args, device=device, priority=priority, deadline=deadline, after=after)
-                return self.on_loop(work)
+                return self._on_loop(work)
             raise
-        if device is None and priority == 0 and deadline is None and after == ():
+        if device is None and priority == 0 and type(priority) is int and deadline is None and after == ():
             options = PLAIN
         else:
             options = options_of(device, priority, deadline, after, self, self.config.world_size)
@@ -240,7 +247,7 @@ class DistributedWorker:
         return await self.run(self._registry[0], *args)
 
     def _checked(self, device: int | None, priority: int, deadline: float | None, after: Iterable[DistributedRunHandle]) -> Options:
-        if device is None and priority == 0 and deadline is None and after == () and type(priority) is int:
+        if device is None and priority == 0 and type(priority) is int and deadline is None and after == ():
             return PLAIN
         return options_of(device, priority, deadline, after, self, self.config.world_size)
 
@@ -293,24 +300,31 @@ class DistributedWorker:
         assert waiting.handle is not None
         return waiting.handle
 
-    def bind(self, program: Any, /, **fixed: Any) -> BoundProgram:
+    def bind(self, program: AnyProgram, /, **fixed: Any) -> BoundProgram:
         """Fix arguments by name, checked once; the rest comes with each call.
 
         Raises:
             ArgumentTypeError, ArgumentValueError, StaleTensorError, UnknownProgramError: as `run`, and for names that are no parameters.
         """
-        self.open_system()
+        self._open_system()
         return BoundProgram(self, self._registry.entry(program), self._tensors, fixed)
 
     # ------------------------------------------------------------------------------------------ programs
 
     @property
-    def registry(self) -> Sequence[Any]:
+    def registry(self) -> Sequence[AnyProgram]:
         """The registered programs, oldest first; read-only."""
         return self._registry
 
-    async def register(self, program: Any) -> RegistrationHandle:
-        """Register a program, also while others run; of a known one, a further handle."""
+    async def register(self, program: AnyProgram) -> RegistrationHandle:
+        """Register a program, also while others run; of a known one, a further handle.
+
+        Raises:
+            TypeError: this is no program.
+            ValueError: it declares a callback that the worker has not bound.
+            ProgramMismatchError: it was compiled for another platform, runtime or other devices.
+            WorkerClosedError: the worker is closing.
+        """
         self._enter("register")
         declared = declare([program], self.config, None, self._callbacks)
         entry = self._registry.find(plain(program))
@@ -319,7 +333,7 @@ class DistributedWorker:
             self._registry.add(entry)
         return RegistrationHandle(self, entry)
 
-    def _new_entry(self, program: Any, callbacks: Mapping[str, Callable[..., Any]]) -> Entry:
+    def _new_entry(self, program: AnyProgram, callbacks: Mapping[str, Callable[..., Any]]) -> Entry:
         options = self._options
         return Entry(plain(program), program, self.config.world_size, callbacks, options.persistent, options.reset_windows)
 
@@ -330,7 +344,7 @@ class DistributedWorker:
             self._tensors.epoch += 1
         record = Record(self._counter.next())
         system.tell(Retire(record.id, entry.program), record)
-        await self._settle(record)
+        await self._follow(record)
 
     # ------------------------------------------------------------------------------------------ memory
 
@@ -345,32 +359,53 @@ class DistributedWorker:
         return await self._calls().allocate(shape, dtype, init, device)
 
     async def alloc_stacked_tensor(self, host: npt.NDArray[Any], *, devices: Sequence[int] | None = None) -> StackedDeviceTensor:
-        """A device tensor for each leading index of `host`: shard `i` on `devices[i]` (default: device `i`)."""
+        """A device tensor for each leading index of `host`: shard `i`, of `host.shape[1:]`, on `devices[i]` (default: device `i`).
+
+        Raises:
+            DeviceOutOfMemoryError: a shard does not fit; none was allocated.
+            ArgumentTypeError, ArgumentValueError: `host` or `devices` do not fit.
+        """
         self._enter("alloc_stacked_tensor")
         return await self._calls().allocate_stacked(host, devices)
 
     async def free_tensor(self, tensor: AnyTensor) -> None:
-        """Give memory back. The handle is stale from the call on; returns when the memory is free. A second free does nothing."""
+        """Give memory back. The handle is stale from the call on; returns when the memory is free. A second free does nothing.
+
+        Cancelled, it leaves at once, and the memory is freed as soon as nobody uses it any more.
+
+        Raises:
+            ArgumentTypeError: this is no device tensor.
+            ArgumentValueError: it is a view; free the tensor that it is a view of.
+            StaleTensorError: it belongs to another worker.
+        """
+        memory = self._calls()
+        tensors_of(tensor, "what is freed")
         if self._supervisor is not None and self._supervisor.closed:
             return
-        self.check_thread("free_tensor")
+        self._check_thread("free_tensor")
         refuse_inside_callback(self, "free_tensor")
-        record = self._calls().begin_free(tensor)
+        record = memory.begin_free(tensor)
         if record is not None:
-            await self._settle(record)
+            await self._follow(record)
 
     async def copy_to(self, dst: AnyTensor, src: npt.NDArray[Any]) -> None:
-        """Host array to device tensor, of the same shape and dtype."""
+        """Host array to device tensor, of the same shape and dtype, in order with what was accepted before. Cancelled, it behaves as `run`.
+
+        Raises:
+            ArgumentTypeError, ArgumentValueError: kind, shape or dtype do not fit.
+            StaleTensorError: the tensor was freed, or belongs to another worker.
+            DeviceFailedError: its device has died.
+        """
         self._enter("copy_to")
         await self._calls().write(dst, src)
 
     async def copy_from(self, dst: npt.NDArray[Any], src: AnyTensor) -> None:
-        """Device tensor to host array, of the same shape and dtype."""
+        """Device tensor to host array, of the same shape and dtype, which must be writable; otherwise as `copy_to`."""
         self._enter("copy_from")
         await self._calls().read(dst, src)
 
     async def read(self, tensor: AnyTensor) -> npt.NDArray[Any]:
-        """A new host array with the tensor's values."""
+        """A new host array with the tensor's values; errors as of `copy_to`."""
         self._enter("read")
         memory = self._calls()
         if not isinstance(tensor, (DeviceTensor, StackedDeviceTensor)):
@@ -380,32 +415,41 @@ class DistributedWorker:
         return array
 
     async def transfer(self, dst: AnyTensor, src: AnyTensor) -> None:
-        """Device tensor to device tensor of the same shape and dtype, also across devices."""
+        """Device tensor to device tensor of the same shape and dtype, also across devices; errors as of `copy_to`."""
         self._enter("transfer")
         await self._calls().transfer(dst, src)
 
     # ------------------------------------------------------------------------------------------ the whole
 
     async def drain(self) -> None:
-        """Return when everything accepted before the call has ended. Raises no failure of a dispatch."""
+        """Return when everything accepted before the call has ended. Cancelled, it leaves at once.
+
+        Raises no failure of a dispatch; `WorkerClosedError`: the worker is closing.
+        """
         system = self._enter("drain")
         record = Record(self._counter.next())
         system.tell(Drain(record.id), record)
-        await self._settle(record)
+        await self._follow(record)
 
     async def pause(self, mode: Literal["wait", "keep", "abort"] = "wait") -> None:
         """Hand over nothing more, until `resume`; later dispatches are accepted up to the bound and wait.
 
+        Cancelled, it leaves at once, and the worker stays paused.
+
         Args:
             mode: `wait`: return when what was accepted before has ended; `keep`: when what runs has ended, the queue is kept; `abort`: the
                 same, and the queue is cancelled (`RunCancelledError`).
+
+        Raises:
+            ValueError: an unknown mode.
+            WorkerClosedError: the worker is closing.
         """
         if mode not in ("wait", "keep", "abort"):
             raise ValueError(f"mode must be 'wait', 'keep' or 'abort', got {mode!r}")
         system = self._enter("pause")
         record = Record(self._counter.next())
         system.tell(Pause(record.id, mode), record)
-        await self._settle(record)
+        await self._follow(record)
 
     async def resume(self) -> None:
         """Hand over again what `pause` held back."""
@@ -417,29 +461,29 @@ class DistributedWorker:
         """A frozen snapshot; also after the end."""
         if self._system is None:
             raise RuntimeError("the worker was not entered; use `async with`")
-        self.check_thread("statistics")
+        self._check_thread("statistics")
         self._system.flush()
         return self._system.coordinator.statistics()
 
     def committed_device_memory(self, device: int = 0) -> int:
-        """Bytes in use on a device; also after the end."""
+        """Bytes in use on the device of rank `device`; also after the end. Raises `ArgumentValueError` where there is no such device."""
         return self.statistics().devices[rank_of(device, self.config.world_size)].memory_used
 
     # ------------------------------------------------------------------------------------------ checks
 
-    def check_thread(self, what: str) -> None:
+    def _check_thread(self, what: str) -> None:
         """Raise if this is another thread than that of the loop."""
         if get_ident() != self._thread:
             raise RuntimeError(
                 f"{what} from another thread than the worker's loop; use anyio.from_thread.run(…) (or run_sync) in a worker thread"
             )
 
-    def in_callback_thread(self) -> bool:
+    def _in_callback_thread(self) -> bool:
         """Is this the thread of one of the worker's own callbacks, at work?"""
         inside = INSIDE.get()
         return get_ident() != self._thread and inside is not None and inside.worker is self and inside.active
 
-    def on_loop(self, work: Callable[[], DistributedRunHandle]) -> DistributedRunHandle:
+    def _on_loop(self, work: Callable[[], DistributedRunHandle]) -> DistributedRunHandle:
         """Have a call made on the loop, which does not wait for the callback thread that asks for it."""
         assert self._system is not None
         answer: Future[DistributedRunHandle] = Future()
@@ -456,7 +500,7 @@ class DistributedWorker:
     def _is_open(self) -> bool:
         return self._supervisor is not None and self._supervisor.open
 
-    def open_system(self) -> System:
+    def _open_system(self) -> System:
         """The system, for a call that does not wait."""
         supervisor = self._supervisor
         if supervisor is None or not supervisor.open or get_ident() != self._thread:
@@ -466,7 +510,7 @@ class DistributedWorker:
     def _enter(self, what: str) -> System:
         """The system, for a call that waits."""
         supervisor = self._supervisor
-        if supervisor is None or not supervisor.open or get_ident() != self._thread:
+        if supervisor is None or not supervisor.open or _get_running_loop() is not self._loop:
             self._refuse(supervisor)
         if INSIDE.get() is not None:
             refuse_inside_callback(self, what)
@@ -475,7 +519,9 @@ class DistributedWorker:
     def _refuse(self, supervisor: Supervisor | None) -> NoReturn:
         if supervisor is None:
             raise RuntimeError("the worker was not entered; use `async with DistributedWorker(…) as worker`")
-        self.check_thread("a call")
+        self._check_thread("a call")
+        if _get_running_loop() not in (None, self._loop):
+            raise RuntimeError("a call from another loop than that which entered the worker; call it there, or enter a worker on this one")
         raise WorkerClosedError("the worker is closed, or closing; it takes no more calls")
 
     def _calls(self) -> Memory:
@@ -483,9 +529,9 @@ class DistributedWorker:
             raise RuntimeError("the worker was not entered; use `async with DistributedWorker(…) as worker`")
         return self._memory
 
-    async def _settle(self, record: Record) -> None:
+    async def _follow(self, record: Record) -> None:
         assert self._memory is not None
-        await self._memory.settle(record)
+        await self._memory.follow(record)
 
     def __repr__(self) -> str:
         state = "not entered" if self._supervisor is None else self._supervisor.state

@@ -45,6 +45,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 # What may be imported inside a function: the optional extras, since the package must load without them.
 OPTIONAL = {"cloudpickle", "matplotlib", "ml_dtypes", "ray", "safetensors", "threadpoolctl", "tokenizers"}
 
+# What a call gives that stands on a floor above: named in annotations (`if TYPE_CHECKING`), never loaded.
+GIVES = {("program", "compiled"), ("compiled", "handle"), ("compiled", "worker")}
+
 # The coordinator decides on values alone: no array, no backend, in nothing that it loads.
 PURE = "coordinator"
 IMPURE = {"numpy", "ml_dtypes", "ray"}
@@ -111,8 +114,9 @@ class House:
                     return name
         return "__init__"
 
-    def inner(self, module: str) -> list[Import]:
-        return [each for each in self.imports[module] if each.inside]
+    def loaded(self, module: str) -> list[Import]:
+        """The imports of a module, but for those that only name what its calls give."""
+        return [each for each in self.imports[module] if not (each.for_types and (module, each.target) in GIVES)]
 
 
 def room_of(module: str) -> str:
@@ -133,8 +137,8 @@ def faults_of(root: Path, floors: tuple[tuple[str, ...], ...]) -> list[str]:
         for module in house.imports
         if module not in floor_of
     ]
-    for module, imports in house.imports.items():
-        for each in imports:
+    for module in house.imports:
+        for each in house.loaded(module):
             place = f"{root.name}/{module}.py:{each.line}"
             if each.in_function and (each.inside or each.target not in OPTIONAL):
                 faults.append(f"{place} imports {each.target!r} inside a function: move it to the top of the file")
@@ -156,7 +160,7 @@ def cycles_of(house: House) -> list[list[str]]:
         if module in path:
             cycles.append([*path[path.index(module) :], module])
         elif module not in finished:
-            for target in dict.fromkeys(each.target for each in house.inner(module)):
+            for target in dict.fromkeys(each.target for each in house.loaded(module) if each.inside):
                 visit(target, [*path, module])
             finished.add(module)
 
@@ -262,3 +266,10 @@ def test_an_optional_extra_may_be_imported_inside_a_function(toy: Path) -> None:
 def test_a_planted_array_or_backend_is_found(toy: Path, text: str, way: str) -> None:
     (toy / "values.py").write_text(text + "\n")
     assert impurities_of(toy, "coordinator") == [way]
+
+
+def test_what_a_call_gives_may_be_named_but_not_loaded(toy: Path) -> None:
+    for guard, faults in (("if TYPE_CHECKING:\n    ", 0), ("", 2)):
+        (toy / "program.py").write_text(f"from typing import TYPE_CHECKING\n{guard}from pypto_actors import compiled\n")
+        (toy / "compiled.py").write_text("from pypto_actors import program\n")
+        assert len(faults_of(toy, (("errors",), ("values", "program"), ("compiled", "coordinator"), *TOY[3:]))) == faults

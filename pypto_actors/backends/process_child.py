@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 from time import monotonic
 from typing import Any
@@ -280,10 +281,8 @@ def learned(message: Learn) -> Callable[..., Any] | Exception:
 def end() -> None:
     """The end of the process, whatever threads and exit handlers there are."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(OSError, ValueError, AttributeError):  # the last: none, where it was closed when the process started
             stream.flush()
-        except (OSError, ValueError):
-            continue
     os._exit(0)
 
 

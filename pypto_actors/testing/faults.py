@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pypto_actors.submission import rank_of
 from pypto_actors.worker import DistributedWorker
 
 
@@ -12,9 +13,7 @@ def kill_device(worker: DistributedWorker, rank: int) -> None:
     A kernel that runs in a thread cannot be stopped: it goes on to its end, and its result is thrown away.
 
     Raises:
-        ValueError: there is no such device.
+        ArgumentValueError, ArgumentTypeError: there is no such device, or this is no rank.
         RuntimeError: the worker is not open.
     """
-    if not 0 <= rank < worker.config.world_size:
-        raise ValueError(f"there is no device {rank}; ranks go from 0 to {worker.config.world_size - 1}")
-    worker.open_system().devices[rank].executor.kill("killed by a test")
+    worker._open_system().devices[rank_of(rank, worker.config.world_size)].executor.kill("killed by a test")

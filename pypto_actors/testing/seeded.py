@@ -44,7 +44,7 @@ class SeededTask(asyncio.Task[Any]):
 
     def __init__(self, coro: _Coroutine, *, loop: SeededLoop, **options: Any) -> None:
         self.number = next(loop.task_numbers)  # first, since asyncio puts the task into a set as it is made
-        super().__init__(coro, loop=loop, **options)
+        super().__init__(coro, loop=loop, **options)  # type: ignore[arg-type, unused-ignore]  # newer stubs know no generators
 
     def __hash__(self) -> int:
         return self.number
@@ -116,6 +116,7 @@ class SeededLoop(NanosecondLoop):
         self._run_handle(entry.handle)
 
     def close(self) -> None:
+        """Close the loop; what is ready does not run any more."""
         super().close()
         self._steps.clear()
         self._lane.clear()

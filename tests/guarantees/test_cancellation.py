@@ -4,6 +4,8 @@ cancelled `submit` that has submitted, an allocation that nobody knows, a `cance
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import anyio
 import pytest
@@ -219,3 +221,47 @@ async def test_what_run_awaits_is_a_future_to_asyncio() -> None:
         loop.set_debug(True)
         await w.run(add, x, 1)
         loop.set_debug(False)
+
+
+WAITS: dict[str, Callable[[pa.DistributedWorker, pa.DeviceTensor, pa.RegistrationHandle], Coroutine[Any, Any, None]]] = {
+    "drain": lambda w, t, registration: w.drain(),
+    "pause": lambda w, t, registration: w.pause("wait"),
+    "free_tensor": lambda w, t, registration: w.free_tensor(t),
+    "unregister": lambda w, t, registration: registration.unregister(),
+}
+
+
+@pytest.mark.parametrize("kind", WAITS)
+@pytest.mark.parametrize("scoped", [False, True])
+async def test_who_waits_for_what_goes_on_by_itself_leaves_at_once(kind: str, scoped: bool) -> None:
+    """Also while the worker is paused, where the wait would have no end. What was asked for still happens."""
+    hold = Hold()
+    async with worker(hold.program, backend="inline") as w:
+        t = await w.alloc_tensor((4,), "int64")
+        registration = await w.register(hold.program)
+        running = w.submit_nowait(hold.program, zeros(), 1)
+        await hold.at.wait()
+        if kind != "pause":
+            hold.open()
+            await w.pause("keep")
+            assert running.done()
+        queued = w.submit_nowait(hold.program, t, 1)
+        if scoped:
+            with anyio.CancelScope() as scope:
+                asyncio.get_running_loop().call_soon(scope.cancel)
+                await WAITS[kind](w, t, registration)
+            assert scope.cancelled_caught
+        else:
+            task = asyncio.create_task(WAITS[kind](w, t, registration))
+            await turns()
+            assert not task.done()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert not queued.done()
+        hold.open()
+        await w.resume()
+        await queued
+        await w.drain()
+        assert w.committed_device_memory() == (0 if kind == "free_tensor" else 32)
+        assert (hold.program in w.registry) == (kind != "unregister")

@@ -251,8 +251,8 @@ async def test_arguments_of_the_constructor() -> None:
     two = pa.DistributedConfig([0, 1])
     cases: list[tuple[type[Exception], Any]] = [
         (ValueError, lambda: pa.DistributedWorker([])),
-        (TypeError, lambda: pa.DistributedWorker("add")),
-        (TypeError, lambda: pa.DistributedWorker([lambda: 1])),
+        (TypeError, lambda: pa.DistributedWorker("add")),  # type: ignore[arg-type]
+        (TypeError, lambda: pa.DistributedWorker([lambda: 1])),  # type: ignore[list-item]
         (ValueError, lambda: pa.DistributedWorker([add, add])),
         (ValueError, lambda: pa.DistributedWorker([add, add.compile()])),
         (pa.ProgramMismatchError, lambda: pa.DistributedWorker([add.compile(), other.compile(two)])),

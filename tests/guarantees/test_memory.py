@@ -228,3 +228,40 @@ async def test_what_a_callback_returns_of_the_callers_own_array_is_no_copy() -> 
     async with worker(program, backend="inline") as w:
         x = zeros()
         assert np.shares_memory((await w.run(program, x)).returned[0], x)
+
+
+async def test_a_stack_that_does_not_fit_changes_nothing() -> None:
+    async with worker(adder(), devices=2, memory_bytes=100) as w:
+        await w.alloc_tensor((10,), I64, device=1)
+        before = w.statistics()
+        with pytest.raises(pa.DeviceOutOfMemoryError) as caught:
+            await w.alloc_stacked_tensor(np.zeros((2, 10), I64))
+        assert (caught.value.asked, caught.value.free, caught.value.capacity) == (80, 20, 100)
+        with pytest.raises(pa.DeviceOutOfMemoryError) as caught:
+            await w.alloc_stacked_tensor(np.zeros((2, 7), I64), devices=[0, 0])
+        assert (caught.value.asked, caught.value.free, caught.value.capacity) == (112, 100, 100)
+        assert w.statistics() == before
+
+
+@pytest.mark.parametrize("backend", ["inline", "thread", "process"])
+async def test_memory_that_the_host_has_not(backend: str) -> None:
+    """The device may be larger than the machine that simulates it: the same error, for tensors and for scratch, and all goes on."""
+    huge = 1 << 60
+
+    @pa.program
+    def scratching(orch: pa.Orchestrator, x: Annotated[pa.TensorRef, pa.InOut(Vec, I64)]) -> None:
+        scratch = orch.empty((huge,), np.uint8, device=0)
+        orch.submit(fill, scratch[:4], 1)
+        orch.submit(fill, x, 1)
+
+    async with worker(scratching, adder(), backend=backend, memory_bytes=huge * 2) as w:
+        with pytest.raises(pa.DeviceOutOfMemoryError, match="of the memory of its host") as caught:
+            await w.alloc_tensor((huge,), np.uint8)
+        assert (caught.value.asked, caught.value.capacity) == (huge, huge * 2)
+        assert isinstance(caught.value.__cause__, MemoryError)
+        with pytest.raises(pa.DeviceOutOfMemoryError, match="of the memory of its host"):
+            await w.run(scratching, zeros())
+        assert w.committed_device_memory() == 0
+        x = zeros()
+        await w.run(w.registry[1], x, 1)
+        assert x.tolist() == [1] * 4

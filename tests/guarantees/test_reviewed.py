@@ -8,8 +8,10 @@ that are sent to a device which is lost; a part that nobody delivers.
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
-from collections.abc import Callable, Iterator
+import pickle
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -340,3 +342,118 @@ def test_a_seeded_loop_with_threads_calls_nothing_in_vain() -> None:
         with asyncio.Runner(loop_factory=lambda seed=seed: testing.SeededLoop(seed)) as runner:  # type: ignore[misc]
             runner.run(main())
     assert said == []
+
+
+ERRORS: dict[str, pa.PyptoActorsError] = {
+    "out of memory": pa.DeviceOutOfMemoryError("text", asked=3, free=2, capacity=2),
+    "queue full": pa.QueueFullError("text", queued=1, limit=1),
+    "kernel": pa.KernelError("text", program="p", kernel="k", device=1),
+    "plain": pa.WorkerClosedError("text"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_cross_processes_whole(name: str) -> None:
+    error = ERRORS[name]
+    error.add_note("a note")
+    for other in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(other) is type(error)
+        assert (str(other), vars(other)) == (str(error), vars(error))
+
+
+@pytest.mark.parametrize("call", ["run", "submit", "drain", "read"])
+def test_calls_from_another_loop(call: str) -> None:
+    """Clause: a worker belongs to the loop that entered it. Nothing is accepted."""
+    first = asyncio.new_event_loop()
+    try:
+        worker = opened(anywhere)
+        first.run_until_complete(worker.__aenter__())
+        tensor = first.run_until_complete(worker.alloc_tensor(4, np.int64))
+        calls: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+            "run": lambda: worker.run(anywhere, ones()),
+            "submit": lambda: worker.submit(anywhere, ones()),
+            "drain": worker.drain,
+            "read": lambda: worker.read(tensor),
+        }
+
+        async def elsewhere() -> None:
+            with pytest.raises(RuntimeError, match="a call from another loop than that which entered the worker"):
+                await calls[call]()
+
+        asyncio.run(elsewhere())
+        assert worker.statistics().accepted == 0
+        first.run_until_complete(worker.aclose())
+    finally:
+        first.close()
+
+
+async def test_a_fixed_array_that_may_not_be_written_is_found_by_bind() -> None:
+    array = ones()
+    array.flags.writeable = False
+    async with opened(anywhere) as worker:
+        with pytest.raises(pa.ArgumentValueError, match=r"parameter 'x' .* is written, got a read-only array"):
+            worker.bind(anywhere, x=array)
+
+
+@pytest.mark.parametrize("call", ["key", "choose"])
+async def test_a_policy_that_raises_what_is_no_exception(call: str) -> None:
+    """A `CancelledError` too is its fault, and hangs nobody."""
+
+    class Odd(pa.PhaseFair, frozen=True):
+        def key(self, item: pa.Item, /) -> Any:
+            if call == "key":
+                raise asyncio.CancelledError
+            return super().key(item)
+
+        def choose(self, view: pa.View, /) -> int:
+            raise asyncio.CancelledError
+
+    def staged(stage: str) -> pa.Program:
+        @pa.program(name=stage, stage=stage)
+        def program(orch: pa.Orchestrator, x: Vec) -> None:
+            orch.submit(increment, x)
+
+        return program
+
+    programs = [staged("prefill"), staged("decode")]
+    async with asyncio.timeout(LIMIT), pa.DistributedWorker(programs, backend="inline", policy=Odd()) as worker:
+        await worker.pause()
+        handles = [worker.submit_nowait(program, ones()) for program in programs]
+        await worker.resume()
+        outcomes = await asyncio.gather(*handles, return_exceptions=True)
+        assert isinstance(outcomes[0], pa.PyptoActorsError)
+        assert isinstance(outcomes[0].__cause__, asyncio.CancelledError)
+        assert call == "choose" or isinstance(outcomes[1], pa.PyptoActorsError)
+
+
+async def test_small_things_that_are_asked_wrongly() -> None:
+    worker = opened(anywhere, max_queued=np.int64(3), in_flight=np.int32(1), startup_timeout=np.float32(5))
+    early: list[Callable[[], Coroutine[Any, Any, Any]]] = [
+        lambda: worker.free_tensor(None),  # type: ignore[arg-type]
+        worker.drain,
+        lambda: worker.__aexit__(None, None, None),
+    ]
+    for call in early:
+        with pytest.raises(RuntimeError, match="the worker was not entered"):
+            await call()
+    async with worker:
+        tensor = await worker.alloc_tensor(4, np.int64)
+        handle = worker.submit_nowait(anywhere, tensor)
+        for odd in ("x", float("nan"), True):
+            with pytest.raises(pa.ArgumentTypeError, match="timeout is a number of seconds, or None"):
+                await handle.wait(odd)  # type: ignore[arg-type]
+        await handle.wait(np.float64(5))
+        for rank in ("0", None, 1.0, True):
+            with pytest.raises(pa.ArgumentTypeError, match="device must be a rank"):
+                testing.kill_device(worker, rank)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"is a handle, and no array; read it first: await worker.read"):
+            np.asarray(tensor)
+        for odd in (0.0, False):
+            for submit in (worker.submit, worker.run):
+                with pytest.raises(pa.ArgumentTypeError, match="priority must be an int"):
+                    await submit(anywhere, tensor, priority=odd)  # type: ignore[arg-type]
+            with pytest.raises(pa.ArgumentTypeError, match="priority must be an int"):
+                worker.submit_nowait(anywhere, tensor, priority=odd)  # type: ignore[arg-type]
+    with pytest.raises(pa.ArgumentTypeError, match="what is freed must be a DeviceTensor"):
+        await worker.free_tensor(None)  # type: ignore[arg-type]
+    await worker.free_tensor(tensor)
