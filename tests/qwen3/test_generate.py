@@ -19,9 +19,8 @@ from examples.qwen3 import console
 from examples.qwen3.generate import main
 from examples.qwen3.options import BUNDLED
 from examples.qwen3.text import Tokenizer
-from tests.qwen3.support import CASES, GOLDENS, PLAIN, change_config, change_tensors, copy_of, expected
+from tests.qwen3.support import CASES, GOLDENS, PLAIN, ROOT, change_config, change_tensors, copy_of, expected
 
-ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "examples.qwen3.generate"]
 
 
