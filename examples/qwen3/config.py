@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from examples.qwen3.errors import CheckpointError
+from examples.qwen3.errors import CheckpointError, remedy
 
 ARCHITECTURE = "Qwen3ForCausalLM"
 SUPPORTED_ACTIVATIONS = ("silu", "swish")
@@ -111,7 +111,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; give the directory of a Hugging Face Qwen3 model") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
+        what_to_do = remedy(error, "check the file and its permissions")
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {what_to_do}") from None
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: damaged, it is no JSON ({reason}); download the file again") from None

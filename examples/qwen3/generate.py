@@ -27,7 +27,8 @@ import numpy as np
 from examples.qwen3.checkpoint import Checkpoint
 from examples.qwen3.config import Config, read_config
 from examples.qwen3.console import Output, OutputClosedError, Pages, Progress, say
-from examples.qwen3.errors import CheckpointError, OptionError, PromptError, Qwen3Error
+from examples.qwen3.errors import CheckpointError, OptionError, PromptError, remedy
+from examples.qwen3.faults import TOLD, explain
 from examples.qwen3.options import Options, parse
 from examples.qwen3.parallel import Model, open_models
 from examples.qwen3.sampling import Sampler
@@ -143,7 +144,8 @@ async def generate(options: Options, output: Output, stats: Stats, chosen: list[
                 for number, model in enumerate(models):
                     group.create_task(write(model, number, chosen[number], pages))
         except BaseExceptionGroup as several:
-            raise several.exceptions[0] from None
+            first = several.exceptions[0]
+            raise first from first.__cause__
     if count < options.max_tokens and any(one.tokens[-1] not in config.eos_token_ids for one in chosen):
         say(f"stopped after {count} tokens: the context of {config.max_positions} is full")
 
@@ -161,7 +163,7 @@ def save(options: Options, chosen: Sequence[Chosen]) -> None:
         with options.save_logits.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:
-        raise OptionError(f"--save-logits {options.save_logits}: {error.strerror}; name a file that fits") from None
+        raise OptionError(f"--save-logits {options.save_logits}: {error.strerror}; {remedy(error, 'name a file that fits')}") from None
 
 
 @contextlib.contextmanager
@@ -198,14 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         save(options, chosen)
         if options.stats:
             say(json.dumps(asdict(stats)))
-    except Qwen3Error as error:
-        say(f"error: {' '.join(str(error).splitlines())}")
-        status = 2
-    except MemoryError as error:
-        say(f"error: the model does not fit ({' '.join(str(error).split())}); use a smaller one or fewer --max-tokens")
-        status = 2
-    except OSError as error:
-        say(f"error: {error.filename}: {error.strerror}; check the path and its permissions")
+    except TOLD as error:
+        say(f"error: {explain(error)}")
         status = 2
     except KeyboardInterrupt:
         status = 130
