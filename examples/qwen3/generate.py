@@ -119,6 +119,7 @@ async def generate(options: Options, output: Output, stats: Stats, chosen: list[
     start = time.perf_counter()
     count = min(options.max_tokens, config.max_positions - len(ids))
     checkpoint = Checkpoint(options.model, config)
+    progress = Progress(str(options.model), options.models)
 
     async def write(model: Model, number: int, one: Chosen, pages: Pages) -> None:
         mine = Stats()
@@ -135,7 +136,7 @@ async def generate(options: Options, output: Output, stats: Stats, chosen: list[
         pages.end(number)
         stats.add(mine)
 
-    async with open_models(options, config, len(ids) + count, lambda n: checkpoint.parts(n, Progress(str(options.model))), trace) as models:
+    async with open_models(options, config, len(ids) + count, lambda n: checkpoint.parts(n, progress.of_next()), trace) as models:
         stats.load_seconds = time.perf_counter() - start
         chosen += [Chosen() for _ in models]
         pages = Pages(output, len(models))
