@@ -14,6 +14,11 @@ reader of the output has gone; 130 after Ctrl-C; 2, with one line that says what
 
 from __future__ import annotations
 
+from examples.qwen3 import interrupts
+
+if __name__ == "__main__":  # the imports below take long
+    interrupts.end_at_once()
+
 import asyncio
 import contextlib
 import json
@@ -195,6 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen: list[Chosen] = []
     status = 0
     try:
+        interrupts.raise_again()
         options = parse(argv)
         with one_blas_thread(), contextlib.suppress(OutputClosedError), traced(options) as trace:
             asyncio.run(generate(options, Output(), stats, chosen, trace))
@@ -205,9 +211,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"error: {explain(error)}")
         status = 2
     except KeyboardInterrupt:
-        status = 130
+        status = interrupts.STATUS
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended_with = main()
+    interrupts.end_at_once()
+    sys.exit(ended_with)
