@@ -25,13 +25,13 @@ def explain(error: BaseException) -> str:
         return " ".join(str(error).splitlines())
     for cause in causes(error):
         if isinstance(cause, MemoryError):
-            return f"the model does not fit ({_line(cause)}); use a smaller one, fewer --max-tokens or fewer --devices"
+            return f"the model does not fit ({_line(cause) or 'no more memory'}); use a smaller one, fewer --max-tokens or fewer --devices"
     for cause in causes(error):
         if isinstance(cause, OSError) and cause.strerror and (cause is error or cause.errno in NO_MORE_FILES):
             where = "" if cause.filename is None else f"{cause.filename}: "
             return f"{where}{cause.strerror}; {remedy(cause, 'check the path and its permissions')}"
-    return f"{_line(error)}; run it again, or with another --backend"
+    return f"{_line(error) or type(error).__name__}; run it again, or with another --backend"
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or "no more memory"
+    return " ".join(str(error).split())

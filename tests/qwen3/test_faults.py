@@ -43,6 +43,7 @@ def raised(error: Exception, cause: Exception) -> Exception:
             f"the model does not fit (short); {SMALLER}",
         ),
         (raised(pa.KernelError("failed\n badly"), ValueError("odd")), "failed badly; run it again, or with another --backend"),
+        (pa.InternalError(), "InternalError; run it again, or with another --backend"),
         (pa.DeviceFailedError("device 0 died"), "device 0 died; run it again, or with another --backend"),
         (
             raised(pa.DeviceFailedError("device 0 died"), ConnectionResetError(errno.ECONNRESET, "reset")),
