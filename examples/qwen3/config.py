@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from examples.qwen3.errors import CheckpointError
+from examples.qwen3.errors import CheckpointError, remedy
 
 ARCHITECTURE = "Qwen3ForCausalLM"
 SUPPORTED_ACTIVATIONS = ("silu", "swish")
+# Further out, inverse powers of theta times a position leave the numbers of float32.
+LEAST_THETA, LARGEST_NUMBER = 1e-20, 1e30
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,22 @@ class _Reader:
             raise self.fault(f"'{key}' is {value!r}, not a positive integer; use the config.json of the weights")
         return value
 
-    def number(self, key: str, default: float) -> float:
+    def number(self, key: str, default: float, above: float = 0) -> float:
         value = self.data.get(key)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-            raise self.fault(f"'{key}' is {value!r}, not a positive number; use the config.json of the weights")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < LARGEST_NUMBER:
+            wanted = f"a number between {above:g} and {LARGEST_NUMBER:g}"
+            raise self.fault(f"'{key}' is {value!r}, not {wanted}; use the config.json of the weights")
         return float(value)
+
+    def strings(self, key: str) -> list[str]:
+        value = self.data.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.fault(f"'{key}' is {value!r}, not a list of names; use the config.json of the weights")
+        return value
 
     def flag(self, key: str) -> bool:
         value = self.data.get(key)
@@ -100,7 +111,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; give the directory of a Hugging Face Qwen3 model") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
+        what_to_do = remedy(error, "check the file and its permissions")
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {what_to_do}") from None
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: damaged, it is no JSON ({reason}); download the file again") from None
@@ -112,7 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _refuse_unsupported(reader: _Reader) -> None:
     """Raise for everything that would silently give other text than the model's authors meant."""
     data = reader.data
-    kind, architectures = data.get("model_type"), data.get("architectures") or [ARCHITECTURE]
+    kind, architectures = data.get("model_type"), reader.strings("architectures") or [ARCHITECTURE]
     if kind == "qwen3_moe" or "Qwen3MoeForCausalLM" in architectures or data.get("num_experts"):
         raise reader.fault("a mixture of experts is not supported; use a dense Qwen3 model")
     if kind != "qwen3" or ARCHITECTURE not in architectures:
@@ -120,9 +132,9 @@ def _refuse_unsupported(reader: _Reader) -> None:
         raise reader.fault(f"architecture {name!r} is not supported; use a {ARCHITECTURE} model (model_type 'qwen3')")
     if data.get("quantization_config"):
         raise reader.fault("quantized weights are not supported; use the model's bf16, f16 or f32 weights")
-    if data.get("use_sliding_window"):
+    if reader.flag("use_sliding_window"):
         raise reader.fault("sliding-window attention is not supported; use a model with use_sliding_window false")
-    odd = sorted({str(kind) for kind in data.get("layer_types") or ()} - {"full_attention"})
+    odd = sorted({*reader.strings("layer_types")} - {"full_attention"})
     if odd:
         raise reader.fault(f"layer type {odd[0]!r} is not supported; use a model whose layers are 'full_attention'")
     if data.get("hidden_act", "silu") not in SUPPORTED_ACTIVATIONS:
@@ -131,20 +143,27 @@ def _refuse_unsupported(reader: _Reader) -> None:
 
 def _rope_theta(reader: _Reader) -> float:
     """Theta of either dialect: `rope_theta` beside `rope_scaling`, or both inside `rope_parameters`."""
-    parameters = reader.data.get("rope_parameters")
-    for key in ("rope_parameters", "rope_scaling"):
-        rope = reader.data.get(key)
-        if rope is None:
-            continue
-        if not isinstance(rope, dict):
-            raise reader.fault(f"'{key}' is {rope!r}, not an object; use the config.json of the weights")
-        kind = rope.get("rope_type", rope.get("type", "default"))
+    theta = reader.number("rope_theta", 10_000.0, above=LEAST_THETA)
+    for key in ("rope_scaling", "rope_parameters"):
+        theta = _rope(reader, key).number("rope_theta", theta, above=LEAST_THETA)
+    return theta
+
+
+def _rope(reader: _Reader, key: str) -> _Reader:
+    """What stands under `key`. Raises for all in it that is not plainly the default: it may change each position."""
+    rope = {} if reader.data.get(key) is None else reader.data[key]
+    if not isinstance(rope, dict):
+        raise reader.fault(f"'{key}' is {rope!r}, not an object; use the config.json of the weights")
+    said = {name: value for name, value in rope.items() if value is not None}
+    for kind in (said.pop("rope_type", "default"), said.pop("type", "default")):
         if kind != "default":
             raise reader.fault(f"rope scaling {kind!r} is not supported; use a model with rope_type 'default'")
-        if rope.get("partial_rotary_factor", 1) != 1:
-            raise reader.fault("partial_rotary_factor is not supported; use a model that rotates whole heads")
-    outer = reader.number("rope_theta", 10_000.0)
-    return _Reader(reader.path, parameters).number("rope_theta", outer) if parameters else outer
+    if said.pop("partial_rotary_factor", 1) != 1:
+        raise reader.fault("partial_rotary_factor is not supported; use a model that rotates whole heads")
+    odd = sorted(said.keys() - {"rope_theta"})
+    if odd:
+        raise reader.fault(f"{odd[0]!r} in '{key}' is not supported; use a model with rope_type 'default' and no scaling")
+    return _Reader(reader.path, said)
 
 
 def _eos(reader: _Reader, vocab_size: int) -> tuple[int, ...] | None:

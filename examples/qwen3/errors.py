@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
+NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)  # of the process, of the system
+
 
 class Qwen3Error(Exception):
     """A fault of what the user gave; `generate` prints it as one line and ends with status 2."""
@@ -17,3 +21,10 @@ class PromptError(Qwen3Error):
 
 class OptionError(Qwen3Error):
     """An option has a value that makes no sense, or names a file that cannot be written."""
+
+
+def remedy(error: OSError, otherwise: str) -> str:
+    """What to do about `error`: where the system has no more files to open, that says so; else `otherwise`."""
+    if error.errno in NO_MORE_FILES:
+        return "close other programs, or allow more open files by ulimit -n"
+    return otherwise

@@ -14,6 +14,11 @@ reader of the output has gone; 130 after Ctrl-C; 2, with one line that says what
 
 from __future__ import annotations
 
+from examples.qwen3 import interrupts
+
+if __name__ == "__main__":  # the imports below take long
+    interrupts.end_at_once()
+
 import asyncio
 import contextlib
 import json
@@ -27,7 +32,8 @@ import numpy as np
 from examples.qwen3.checkpoint import Checkpoint
 from examples.qwen3.config import Config, read_config
 from examples.qwen3.console import Output, OutputClosedError, Pages, Progress, say
-from examples.qwen3.errors import CheckpointError, OptionError, PromptError, Qwen3Error
+from examples.qwen3.errors import CheckpointError, OptionError, PromptError, remedy
+from examples.qwen3.faults import TOLD, explain
 from examples.qwen3.options import Options, parse
 from examples.qwen3.parallel import Model, open_models
 from examples.qwen3.sampling import Sampler
@@ -118,6 +124,7 @@ async def generate(options: Options, output: Output, stats: Stats, chosen: list[
     start = time.perf_counter()
     count = min(options.max_tokens, config.max_positions - len(ids))
     checkpoint = Checkpoint(options.model, config)
+    progress = Progress(str(options.model), options.models)
 
     async def write(model: Model, number: int, one: Chosen, pages: Pages) -> None:
         mine = Stats()
@@ -134,7 +141,7 @@ async def generate(options: Options, output: Output, stats: Stats, chosen: list[
         pages.end(number)
         stats.add(mine)
 
-    async with open_models(options, config, len(ids) + count, lambda n: checkpoint.parts(n, Progress(str(options.model))), trace) as models:
+    async with open_models(options, config, len(ids) + count, lambda n: checkpoint.parts(n, progress.of_next()), trace) as models:
         stats.load_seconds = time.perf_counter() - start
         chosen += [Chosen() for _ in models]
         pages = Pages(output, len(models))
@@ -143,7 +150,8 @@ async def generate(options: Options, output: Output, stats: Stats, chosen: list[
                 for number, model in enumerate(models):
                     group.create_task(write(model, number, chosen[number], pages))
         except BaseExceptionGroup as several:
-            raise several.exceptions[0] from None
+            first = several.exceptions[0]
+            raise first from first.__cause__
     if count < options.max_tokens and any(one.tokens[-1] not in config.eos_token_ids for one in chosen):
         say(f"stopped after {count} tokens: the context of {config.max_positions} is full")
 
@@ -161,7 +169,7 @@ def save(options: Options, chosen: Sequence[Chosen]) -> None:
         with options.save_logits.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:
-        raise OptionError(f"--save-logits {options.save_logits}: {error.strerror}; name a file that fits") from None
+        raise OptionError(f"--save-logits {options.save_logits}: {error.strerror}; {remedy(error, 'name a file that fits')}") from None
 
 
 @contextlib.contextmanager
@@ -192,25 +200,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen: list[Chosen] = []
     status = 0
     try:
+        interrupts.raise_again()
         options = parse(argv)
         with one_blas_thread(), contextlib.suppress(OutputClosedError), traced(options) as trace:
             asyncio.run(generate(options, Output(), stats, chosen, trace))
         save(options, chosen)
         if options.stats:
             say(json.dumps(asdict(stats)))
-    except Qwen3Error as error:
-        say(f"error: {' '.join(str(error).splitlines())}")
-        status = 2
-    except MemoryError as error:
-        say(f"error: the model does not fit ({' '.join(str(error).split())}); use a smaller one or fewer --max-tokens")
-        status = 2
-    except OSError as error:
-        say(f"error: {error.filename}: {error.strerror}; check the path and its permissions")
+    except TOLD as error:
+        say(f"error: {explain(error)}")
         status = 2
     except KeyboardInterrupt:
-        status = 130
+        status = interrupts.STATUS
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended_with = main()
+    interrupts.end_at_once()
+    sys.exit(ended_with)

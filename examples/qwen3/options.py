@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from examples.qwen3.console import Output, OutputClosedError
 from examples.qwen3.errors import OptionError, PromptError
 from pypto_actors import tracing
 
 BUNDLED = Path(__file__).parent / "models" / "tiny-shakespeare"
 BACKENDS = ("inline", "thread", "process", "ray")
 PARALLEL = ("data", "tensor")
+MOST_DEVICES = 256  # each is a thread or a process of this machine, and with `--parallel data` a whole model too
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,22 @@ class Options:
     plot: Path | None
     stats: bool
 
+    @property
+    def models(self) -> int:
+        """How many models there are, each with a sequence of its own."""
+        return 1 if self.parallel == "tensor" else self.devices
+
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, like all others of this example."""
 
     def error(self, message: str) -> NoReturn:
         raise OptionError(f"{' '.join(message.split())}; see --help")
+
+    def print_help(self, file: object = None) -> None:
+        """On standard output, whose reader may leave and whose encoding may lack a character, as for the text itself."""
+        with contextlib.suppress(OutputClosedError):
+            Output().write(self.format_help())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-p", metavar="P", default="1", help="draw from the likeliest share P (default: 1, off)")
     parser.add_argument("--seed", metavar="N", help="makes draws repeatable (default: drawn anew each time)")
     parser.add_argument("--backend", default="thread", help=f"one of {', '.join(BACKENDS)} (default: thread)")
-    parser.add_argument("--devices", metavar="N", default="1", help="simulated devices (default: 1)")
+    parser.add_argument("--devices", metavar="N", default="1", help=f"simulated devices, up to {MOST_DEVICES} (default: 1)")
     parser.add_argument(
         "--parallel",
         default="data",
@@ -80,6 +94,13 @@ def _integer(option: str, text: str, low: int) -> int:
         raise OptionError(f"{option} {text!r} is no integer; give one of at least {low}") from None
     if value < low:
         raise OptionError(f"{option} {value} is too small; give at least {low}")
+    return value
+
+
+def _devices(text: str) -> int:
+    value = _integer("--devices", text, 1)
+    if value > MOST_DEVICES:
+        raise OptionError(f"--devices {value} is too many, since each is a thread or a process here; give at most {MOST_DEVICES}")
     return value
 
 
@@ -104,15 +125,32 @@ def parse_ids(text: str) -> list[int]:
     return ids
 
 
-def check_target(option: str, path: Path) -> None:
-    """Raise `OptionError` unless `path` can be written; leaves no file where there was none."""
+def check_target(option: str, path: Path) -> Path:
+    """The file that is meant, links followed. Raises `OptionError` unless it can be written; only looks, and so waits for no pipe."""
     try:
-        existed = path.exists()
-        path.open("ab").close()
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise OptionError(f"{option} {path}: cannot be written ({error.strerror}); name a file in a directory you may write to") from None
+        target = path.resolve()
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a directory")
+        if not path.exists() and not target.parent.is_dir():
+            raise FileNotFoundError(None, f"there is no directory {str(target.parent)!r}")
+        # of a pipe behind /dev/stdout the path is no file's name any more once links are followed
+        if not os.access(path if path.exists() else target.parent, os.W_OK):
+            raise PermissionError(None, "it may not be written")
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links that lead to each other
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OptionError(f"{option} {path}: cannot be written ({reason}); name a file in a directory you may write to") from None
+    return target
+
+
+def check_targets(options: Options) -> None:
+    """Raise `OptionError` unless each file that is asked for can be written, and is another one than the others."""
+    taken: dict[Path, str] = {}
+    for option, path in (("--save-logits", options.save_logits), ("--trace", options.trace), ("--plot", options.plot)):
+        if path is None:
+            continue
+        first = taken.setdefault(check_target(option, path), option)
+        if first != option:
+            raise OptionError(f"{option} {path}: {first} writes that file already; name another one")
 
 
 def parse(argv: Sequence[str] | None) -> Options:
@@ -138,14 +176,12 @@ def parse(argv: Sequence[str] | None) -> Options:
         top_p=top_p,
         seed=None if given.seed is None else _integer("--seed", given.seed, 0),
         backend=given.backend,
-        devices=_integer("--devices", given.devices, 1),
+        devices=_devices(given.devices),
         parallel=given.parallel,
         save_logits=given.save_logits,
         trace=given.trace,
         plot=given.plot,
         stats=given.stats,
     )
-    for option, path in (("--save-logits", options.save_logits), ("--trace", options.trace), ("--plot", options.plot)):
-        if path is not None:
-            check_target(option, path)
+    check_targets(options)
     return options

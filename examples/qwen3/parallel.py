@@ -11,7 +11,7 @@ import numpy as np
 
 import pypto_actors as pa
 from examples.qwen3.config import Config
-from examples.qwen3.errors import OptionError
+from examples.qwen3.errors import OptionError, remedy
 from examples.qwen3.forward import Ids
 from examples.qwen3.options import Options
 from examples.qwen3.parallel_programs import ShardedPrograms, make_sharded_programs
@@ -20,6 +20,8 @@ from examples.qwen3.programs import Programs, make_programs
 from examples.qwen3.runner import Qwen3
 from examples.qwen3.weights import Array, Part
 from pypto_actors import tracing
+
+REMEDY = "use fewer --devices or another --backend"
 
 
 class Model(Protocol):
@@ -60,13 +62,21 @@ async def open_models(
 async def open_worker(
     programs: Sequence[pa.Program], backend: str, devices: int, trace: tracing.Recorder | None = None
 ) -> AsyncIterator[pa.DistributedWorker]:
-    """A worker of so many devices. Raises `OptionError` where this installation lacks the backend."""
+    """A worker of so many devices. Raises `OptionError` where this installation lacks the backend, or it does not start here.
+
+    What the body raises goes on as it is.
+    """
     try:
         worker = pa.DistributedWorker(programs, backend=backend, config=pa.DistributedConfig(range(devices)), trace=trace)
     except (ImportError, ValueError) as error:
         raise OptionError(f"--backend {backend}: {' '.join(str(error).split())}; use --backend thread") from None
-    async with worker:
-        yield worker
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            entered = await stack.enter_async_context(worker)
+        except (RuntimeError, OSError) as error:
+            what_to_do = remedy(error, REMEDY) if isinstance(error, OSError) else REMEDY
+            raise OptionError(f"--devices {devices} --backend {backend}: {' '.join(str(error).split())}; {what_to_do}") from None
+        yield entered
 
 
 @contextlib.asynccontextmanager

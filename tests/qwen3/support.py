@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from examples.qwen3.weights import Array
 
+ROOT = Path(__file__).parents[2]
 GOLDENS = Path(__file__).parent / "goldens"
 CASES = sorted(path.name for path in GOLDENS.iterdir() if path.is_dir())
 PLAIN, SHARDED = "gqa-tied-f32", "shards-untied-f16"

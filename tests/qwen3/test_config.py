@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from examples.qwen3.config import read_config
 from examples.qwen3.errors import CheckpointError
+from examples.qwen3.weights import rope_table
 from tests.qwen3.support import GOLDENS, PLAIN, change_config, copy_of
 
 
@@ -52,9 +54,28 @@ def test_eos_is_an_id_or_a_list_of_either_file(tmp_path: Path, value: Any, gener
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}}, "rope scaling 'yarn'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope scaling 'linear'"),
         ({"rope_scaling": [1]}, "rope_scaling"),
+        ({"rope_scaling": {"type": "default", "rope_type": "yarn"}}, "rope scaling 'yarn'"),
+        ({"rope_scaling": {"type": "yarn", "rope_type": "default"}}, "rope scaling 'yarn'"),
+        ({"rope_scaling": {"factor": 4.0}}, "'factor' in 'rope_scaling'"),
+        ({"rope_parameters": {"rope_type": "default", "factor": 4.0}}, "'factor' in 'rope_parameters'"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "'full_attention' in 'rope_parameters'"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "'full_attention' in 'rope_parameters'"),
+        ({"rope_parameters": ..., "rope_theta": 1e-300}, "'rope_theta' is 1e-300, not a number between 1e-20 and 1e+30"),
+        ({"rope_parameters": {"rope_theta": 1e-300}}, "'rope_theta' is 1e-300"),
+        ({"rope_scaling": {"rope_theta": 1e-300}}, "'rope_theta' is 1e-300"),
+        ({"rope_parameters": {"rope_theta": 1e39}}, "'rope_theta' is 1e+39"),
+        ({"rope_parameters": {"rope_theta": float("nan")}}, "'rope_theta' is nan"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"use_sliding_window": True, "sliding_window": 16}, "sliding-window"),
+        ({"use_sliding_window": "false"}, "'use_sliding_window' is 'false'"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+        ({"layer_types": 5}, "'layer_types' is 5, not a list of names"),
+        ({"layer_types": "full_attention"}, "'layer_types' is 'full_attention'"),
+        ({"layer_types": ["full_attention", 5]}, "'layer_types' is ['full_attention', 5]"),
+        ({"architectures": 5}, "'architectures' is 5, not a list of names"),
+        ({"architectures": {"a": 1}}, "'architectures' is {'a': 1}"),
+        ({"architectures": "Qwen3ForCausalLM"}, "'architectures' is 'Qwen3ForCausalLM'"),
+        ({"architectures": [["Qwen3ForCausalLM"]]}, "'architectures' is [["),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantized"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"hidden_size": ...}, "'hidden_size' is missing"),
@@ -101,3 +122,17 @@ def test_a_disused_sliding_window_is_fine(tmp_path: Path) -> None:
     directory = copy_of(PLAIN, tmp_path)
     change_config(directory, use_sliding_window=False, sliding_window=4096, rope_scaling=None)
     assert read_config(directory) == read_config(GOLDENS / PLAIN)
+
+
+@pytest.mark.parametrize("rope", [{}, {"type": "default", "factor": None}, {"rope_type": "default", "partial_rotary_factor": 1.0}])
+def test_what_is_plainly_the_default_is_fine(tmp_path: Path, rope: dict[str, Any]) -> None:
+    directory = copy_of(PLAIN, tmp_path)
+    change_config(directory, rope_scaling=rope, layer_types=None, architectures=None)
+    assert read_config(directory) == read_config(GOLDENS / PLAIN)
+
+
+def test_the_least_and_the_largest_theta_give_finite_angles(tmp_path: Path) -> None:
+    directory = copy_of(PLAIN, tmp_path)
+    for theta in (1.01e-20, 0.99e30):
+        change_config(directory, rope_parameters={"rope_theta": theta})
+        assert np.isfinite(rope_table(read_config(directory), 1000)).all()

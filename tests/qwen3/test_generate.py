@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,8 @@ from examples.qwen3 import console
 from examples.qwen3.generate import main
 from examples.qwen3.options import BUNDLED
 from examples.qwen3.text import Tokenizer
-from tests.qwen3.support import CASES, GOLDENS, PLAIN, change_config, change_tensors, copy_of, expected
+from tests.qwen3.support import CASES, GOLDENS, PLAIN, ROOT, change_config, change_tensors, copy_of, expected
 
-ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "examples.qwen3.generate"]
 
 
@@ -153,9 +154,27 @@ def test_a_model_larger_than_the_device_is_told(monkeypatch: pytest.MonkeyPatch,
 
 def test_progress_is_shown_once_loading_takes_long(capsys: pytest.CaptureFixture[str]) -> None:
     patient, eager = console.Progress("model", patience=1e9), console.Progress("model", patience=0)
-    patient(0.5)
-    eager(0.25)
+    patient.of_next()(0.5)
+    eager.of_next()(0.25)
     assert capsys.readouterr().err == "loading model: 25%\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "seconds", "shares"),
+    [
+        (("--devices", "4"), 0.21, ["25%", "58%", "92%"]),  # each of the four takes less than a second
+        (("--devices", "2", "--parallel", "tensor"), 0.5, ["33%", "100%"]),
+        ((), 0.5, ["33%", "100%"]),
+    ],
+)
+def test_progress_is_that_of_all_models_together(
+    argv: tuple[str, ...], seconds: float, shares: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = itertools.count()
+    monkeypatch.setattr(console, "time", SimpleNamespace(perf_counter=lambda: next(looks) * seconds))
+    directory = GOLDENS / PLAIN
+    assert main(["--model", str(directory), "--prompt-ids", "1", "--max-tokens", "1", *argv]) == 0
+    assert capsys.readouterr().err.splitlines() == [f"loading {directory}: {share}" for share in shares]
 
 
 def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
