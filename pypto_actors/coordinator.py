@@ -119,7 +119,10 @@ class Coordinator:
                 self._last = record.id
                 self.records[record.id] = record
                 if self.operations.start(message, record):
-                    self.router.fresh.append(record)
+                    if isinstance(message, Free):  # at once, so that what was accepted after it finds the memory free
+                        self.operations.free_to_go(record)
+                    else:
+                        self.router.fresh.append(record)
             case Cancel():
                 known = self.records.get(message.run)
                 if known is not None and known.state is QUEUED and not isinstance(known.message, Free):

@@ -114,15 +114,14 @@ class Supervisor:
             async with asyncio.timeout(self._timeout):
                 executor = await self._backend.restart(rank)
         except Exception as error:
-            system.died(rank, f"its restart failed: {type(error).__name__}: {error}")
+            if not self._abort.done():  # else nothing waits for it any more
+                system.died(rank, f"its restart failed: {type(error).__name__}: {error}")
             return
         system.replace(rank, executor)
         system.tell(Restarted(rank, system.clock()))
 
     async def leave(self, mode: Mode) -> None:
         """Close, and stay until it is done; cancelled meanwhile, a drain becomes an abort."""
-        if self.closed:
-            return
         closing = self._begin(mode)
         try:
             await asyncio.shield(closing)
@@ -134,15 +133,17 @@ class Supervisor:
 
     async def close(self, mode: Mode, timeout: float | None) -> None:
         """Close; several may wait for it. Cancelled, it goes on without this caller."""
-        if self.closed:
-            return
         closing = self._begin(mode)
-        if timeout is not None:  # it holds also when this caller is cancelled
+        if timeout is not None and not closing.done():  # it holds also when this caller is cancelled
             timer = self._system.loop.call_later(timeout, self._must_abort)
             closing.add_done_callback(lambda _: timer.cancel())
         await asyncio.shield(closing)
 
     def _begin(self, mode: Mode) -> asyncio.Task[None]:
+        """The task that closes; the end of all work is not its own end."""
+        if self.closed:
+            assert self._closing is not None
+            return self._closing
         if mode == "abort":
             self._must_abort()
         if self._closing is None:
@@ -181,8 +182,10 @@ class Supervisor:
                 system.post(End())
                 system.work()
             self.closed = True
-            await self._stop()
-            system.stop()
+            try:
+                await self._stop()
+            finally:
+                system.stop()
 
     async def _drained(self) -> None:
         """Wait until everything accepted has ended; told to abort, cancel what is queued first."""
@@ -199,12 +202,17 @@ class Supervisor:
             await ended
 
     async def _stop(self) -> None:
+        """End all that was started, also where the loop is shut down meanwhile, which cancels this task and those of the restarts."""
         with anyio.CancelScope(shield=True):
-            while self._restarts:
-                await asyncio.wait(self._restarts)
-            await self._backend.stop()
-        if self._threads is not None:
-            self._threads.end()
+            try:
+                while self._restarts:
+                    await asyncio.wait(self._restarts)
+            finally:
+                try:
+                    await self._backend.stop()
+                finally:
+                    if self._threads is not None:
+                        self._threads.end()
 
 
 async def _finished(task: asyncio.Task[None]) -> None:

@@ -284,7 +284,7 @@ class DistributedWorker:
         system.admission.waiting.append(waiting)
         try:
             await waiting.future
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancellation:
             waiting.give_up()
             handle = waiting.handle
             if handle is None or handle.cancel():
@@ -295,8 +295,7 @@ class DistributedWorker:
                 raise
             # It runs already, so it was submitted: the caller gets the handle, and the cancellation at its next await.
             handle.asked = True
-            task.uncancel()
-            task.cancel()
+            system.loop.call_soon(_cancel_again, task, *cancellation.args[:1])
         assert waiting.handle is not None
         return waiting.handle
 
@@ -536,6 +535,13 @@ class DistributedWorker:
     def __repr__(self) -> str:
         state = "not entered" if self._supervisor is None else self._supervisor.state
         return f"<DistributedWorker of {self.config.world_size} devices, {self._backend.name}, {len(self._registry)} programs: {state}>"
+
+
+def _cancel_again(task: asyncio.Task[Any], message: object = None) -> None:
+    """Deliver a cancellation at the task's next await, unless who cancelled it (a timeout, say) has taken that back meanwhile."""
+    if task.cancelling() and not task.done():
+        task.uncancel()
+        task.cancel(message)
 
 
 DistributedCompiledProgram.open_worker = DistributedWorker

@@ -44,7 +44,11 @@ class CopyEngine:
 
         self._jobs += 1
         if self._thread is None:
-            self._thread = WorkThread(self._name)
+            try:
+                self._thread = WorkThread(self._name)
+            except RuntimeError as error:  # there are no more threads to be had
+                self._loop.call_soon(done, error)
+                return
         self._thread.put(run)
 
     def end(self) -> None:

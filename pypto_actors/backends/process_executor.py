@@ -56,6 +56,7 @@ class ProcessExecutor(LocalExecutor):
         "_held",
         "_ledger",
         "_link",
+        "_look_again",
         "_looks",
         "_loop",
         "_out",
@@ -97,6 +98,7 @@ class ProcessExecutor(LocalExecutor):
         self._held: deque[Dispatch] = deque()  # not sent yet, in order
         self._staging_in = False  # is the first of them being copied in?
         self._copies = CopyEngine(rank, loop, desk.turn)
+        self._look_again: asyncio.TimerHandle | None = None
         self._looks: int = -1  # how often it was seen standing still; -1: nobody looks
         self._why: str | None = None
         self.started = False
@@ -141,8 +143,10 @@ class ProcessExecutor(LocalExecutor):
         self._link.kill()
 
     def join(self) -> None:
-        """Let the thread of copies end; it is idle."""
+        """Let the thread of copies end; it is idle. Nobody looks any more."""
         self._copies.join()
+        if self._look_again is not None:
+            self._look_again.cancel()
 
     def give_up(self, why: str) -> None:
         """It does not answer: it is to die."""
@@ -194,7 +198,7 @@ class ProcessExecutor(LocalExecutor):
         if self._looks >= 2:
             self.give_up("its process stopped answering: it stands still")
             return
-        self._loop.call_later(LOOK, self._look)
+        self._look_again = self._loop.call_later(LOOK, self._look)
 
     # ------------------------------------------------------------------------------------------ to the process
 
@@ -219,7 +223,7 @@ class ProcessExecutor(LocalExecutor):
             self._loop.call_soon(self._flush)
         if self._looks < 0:
             self._looks = 0
-            self._loop.call_later(LOOK, self._look)
+            self._look_again = self._loop.call_later(LOOK, self._look)
 
     def _put(self, message: Any) -> None:
         """One that is not answered, and goes now."""
@@ -366,8 +370,9 @@ class ProcessExecutor(LocalExecutor):
             return
         hand.copying += 1
 
-        def copied(_: None) -> None:
+        def copied(failure: Exception | None) -> None:
             hand.copying -= 1
+            hand.error = hand.error or failure
             if not self.dead:
                 then()
 
@@ -425,7 +430,14 @@ class ProcessExecutor(LocalExecutor):
         if size_of(message) <= LARGE_COPY:
             self._desk.post(self.copied(message))
             return
-        self._copies.do(lambda: self.copied(message), lambda answer: None if self.dead else self._desk.post(answer))
+        self._copies.do(lambda: self.copied(message), lambda answer: self._copied(message, answer))
+
+    def _copied(self, message: Piece, answer: Answer | Exception) -> None:
+        if isinstance(answer, Exception):
+            now = self._clock()
+            answer = Failed(message.run, message.part, self._rank, -1, answer, now, now)
+        if not self.dead:
+            self._desk.post(answer)
 
 
 def _bring(hand: Hand, copies: list[tuple[Array, Array]]) -> None:

@@ -106,6 +106,11 @@ class Heap:
             block.slab.punch(block.offset, block.size)
         self._put(block)
 
+    def clear(self) -> None:
+        """Nothing is taken or given any more."""
+        self._free.clear()
+        self.slabs.clear()
+
     def _punch(self, block: Block) -> None:
         if block.slab.fd >= 0:
             block.slab.punch(block.offset, block.size)
@@ -191,6 +196,8 @@ class SharedInterconnect(Interconnect):
         self.buffers.clear()
         self._ranks.clear()
         self._blocks.clear()
+        for heap in self._heaps.values():  # who still has one keeps none of its memory
+            heap.clear()
         self._heaps.clear()
         self._drop(list(self.slabs.values()))
 

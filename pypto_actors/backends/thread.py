@@ -15,7 +15,7 @@ from pypto_actors.backends.local import Clock, LocalExecutor, execute, failed, s
 from pypto_actors.backends.memory import Interconnect
 from pypto_actors.backends.rendezvous import Deserted, Key
 from pypto_actors.executor import Answer, Desk, Executor, clock_of
-from pypto_actors.messages import Dispatch, Piece
+from pypto_actors.messages import Dispatch, Failed, Piece
 from pypto_actors.plan import Part, Sync
 
 LARGE_COPY = 1 << 17  # bytes; from here on a copy takes longer than the way to a thread and back
@@ -201,7 +201,12 @@ class ThreadExecutor(LocalExecutor):
             self._desk.post(self.copied(message))
             return
         if self._copies is None:
-            self._copies = WorkThread(f"pypto-copies-{self._rank}")
+            try:
+                self._copies = WorkThread(f"pypto-copies-{self._rank}")
+            except RuntimeError as error:  # there are no more threads to be had
+                now = self._clock()
+                self._desk.post(Failed(message.run, message.part, self._rank, -1, error, now, now))
+                return
         self._copies.put(lambda: self._copied(message))
 
     def _copied(self, message: Piece) -> None:

@@ -265,3 +265,50 @@ async def test_who_waits_for_what_goes_on_by_itself_leaves_at_once(kind: str, sc
         await w.drain()
         assert w.committed_device_memory() == (0 if kind == "free_tensor" else 32)
         assert (hold.program in w.registry) == (kind != "unregister")
+
+
+@pytest.mark.parametrize("how", ["timeout", "scope", "cancel"])
+async def test_a_submit_that_was_cancelled_too_late_cancels_nothing_afterwards(how: str) -> None:
+    """It gets its handle; the cancellation comes at the next await of whoever is still to be cancelled, and at no other."""
+    hold, add = Hold(), adder()
+    async with worker(hold.program, add, backend="inline", max_queued=1, in_flight=1) as w:
+        await w.pause("keep")
+        first = w.submit_nowait(add, zeros(), 1)
+        reached: list[str] = []
+
+        async def user() -> None:
+            if how == "timeout":
+                async with asyncio.timeout(None) as limit:
+                    leave.append(limit._on_timeout)  # type: ignore[attr-defined]  # as when its time has come
+                    handles.append(await w.submit(hold.program, zeros(), 1))
+            elif how == "scope":
+                with anyio.CancelScope() as scope:
+                    leave.append(scope.cancel)
+                    handles.append(await w.submit(hold.program, zeros(), 1))
+            else:
+                leave.append(task.cancel)
+                handles.append(await w.submit(hold.program, zeros(), 1))
+            reached.append("behind the submit")
+            await turns()
+            reached.append("further on")
+
+        leave: list[Callable[[], object]] = []
+        handles: list[pa.DistributedRunHandle] = []
+        task = asyncio.create_task(user())
+        await turns()
+        (waiting,) = w._open_system().admission.waiting
+        resuming = asyncio.create_task(w.resume())
+        while waiting.handle is None or waiting.handle.state is not pa.RunState.RUNNING:  # type: ignore[attr-defined]
+            await turns(1)
+        assert not handles
+        leave[0]()
+        outcome = (await asyncio.gather(task, return_exceptions=True))[0]
+        assert handles
+        if how == "cancel":
+            assert isinstance(outcome, asyncio.CancelledError)
+            assert reached == ["behind the submit"]
+        else:
+            assert outcome is None
+            assert reached == ["behind the submit", "further on"]
+        hold.open()
+        await asyncio.gather(resuming, first, *handles)

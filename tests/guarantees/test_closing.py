@@ -4,14 +4,18 @@ drain that cannot be turned into an abort, a closer's cancellation that stops th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, Literal
 
 import anyio
 import pytest
 
 import pypto_actors as pa
-from pypto_actors.testing import VirtualTimeLoop
+from pypto_actors.backends import ThreadBackend
+from pypto_actors.executor import Executor
+from pypto_actors.testing import VirtualTimeLoop, kill_device
 from tests.guarantees.support import Hold, adder, turns, worker, zeros
+from tests.process.support import children, open_files, threads
 
 Mode = Literal["drain", "abort"]
 
@@ -148,3 +152,68 @@ def test_the_timeout_of_a_close_outlives_its_caller() -> None:
 
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         runner.run(main())
+
+
+@pytest.mark.parametrize("backend", ["inline", "thread", "process"])
+@pytest.mark.parametrize("how", ["aclose", "leaving"])
+async def test_whoever_closes_later_returns_when_it_is_done_too(backend: str, how: str) -> None:
+    """At whatever moment of the close: also when all work has ended, and threads and processes are still ending."""
+    add = adder()
+    for yields in range(0, 30, 1 if backend == "inline" else 3):
+        w = worker(add, backend=backend)
+        await w.__aenter__()
+        await w.run(add, zeros(), 1)
+        first = asyncio.create_task(w.aclose())
+        await turns(yields)
+        await (w.aclose() if how == "aclose" else w.__aexit__(None, None, None))
+        assert w._supervisor is not None
+        assert w._supervisor._closing is not None
+        assert w._supervisor._closing.done()
+        await first
+
+
+@pytest.mark.parametrize("yields", [1, 3, 6, 10, 20])
+@pytest.mark.parametrize("backend", ["thread", "process"])
+def test_a_loop_that_is_shut_down_while_the_worker_closes(backend: str, yields: int) -> None:
+    """`asyncio.run` cancels the task that closes; threads, processes and files end all the same."""
+    before = threads(), open_files(), children()
+
+    async def main() -> None:
+        hold, add = Hold(), adder()
+        w = worker(hold.program, add, backend=backend)
+        await w.__aenter__()
+        await w.run(add, zeros(), 1)
+        closing = asyncio.create_task(w.aclose())
+        await turns(yields)
+        closing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await closing
+
+    asyncio.run(main())
+    assert (threads(), open_files(), children()) == before
+
+
+async def test_a_restart_that_fails_while_aborting_is_not_tried_again_and_again() -> None:
+    class Refusing(ThreadBackend):
+        restarts = 0
+
+        async def restart(self, rank: int) -> Executor:
+            self.restarts += 1
+            await asyncio.sleep(0)
+            raise RuntimeError("not now")
+
+    backend = Refusing()
+    async with worker(adder(), backend=backend, max_restarts=1_000_000) as w:
+        kill_device(w, 0)
+        await w.aclose("abort")
+    assert backend.restarts <= 2
+
+
+async def test_nothing_is_left_open_by_a_closed_worker_that_is_kept() -> None:
+    before = open_files()
+    kept = []
+    for _ in range(3):
+        async with worker(adder(), backend="process") as w:
+            await w.run(w.registry[0], zeros(1000), 1)
+        kept.append(w)
+    assert open_files() == before

@@ -4,6 +4,7 @@ taken in part, a dispatch that waits for scratch that can never come, handles of
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -265,3 +266,30 @@ async def test_memory_that_the_host_has_not(backend: str) -> None:
         x = zeros()
         await w.run(w.registry[1], x, 1)
         assert x.tolist() == [1] * 4
+
+
+@pytest.mark.parametrize("backend", ["inline", "thread", "process"])
+async def test_an_allocation_finds_the_memory_of_a_free_that_was_accepted_before_it(backend: str) -> None:
+    async with worker(adder(), backend=backend, memory_bytes=32) as w:
+        t = await w.alloc_tensor((4,), I64, init=np.full(4, 3, I64))
+        _, other = await asyncio.gather(w.free_tensor(t), w.alloc_tensor((4,), I64))
+        assert (await w.read(other)).tolist() == [0] * 4
+        assert w.committed_device_memory() == 32
+
+
+@pytest.mark.parametrize("backend", ["thread", "process"])
+async def test_a_large_copy_where_no_thread_is_to_be_had(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fails, alone; the next one tries again."""
+    async with worker(adder(), backend=backend) as w:
+        t = await w.alloc_tensor((1 << 19,), I64)
+        source = np.arange(1 << 19)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", _no_thread)
+            with pytest.raises(pa.KernelError, match="can't start new thread"):
+                await w.copy_to(t, source)
+        await w.copy_to(t, source)
+        assert np.array_equal(await w.read(t), source)
+
+
+def _no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
