@@ -23,7 +23,7 @@ def check_path(path: str | os.PathLike[str], what: str) -> Path:
             raise FileNotFoundError(None, f"there is no directory {str(target.parent)!r}")
         if not os.access(target if _is_special(target) else target.resolve().parent, os.W_OK):
             raise PermissionError(None, "it may not be written")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last: links that lead to themselves
         raise _fault(target, what, error) from None
     return target
 
@@ -53,6 +53,6 @@ def _is_special(target: Path) -> bool:
     return target.exists() and not target.is_file()
 
 
-def _fault(target: Path, what: str, error: OSError | ValueError) -> TraceFileError:
+def _fault(target: Path, what: str, error: Exception) -> TraceFileError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return TraceFileError(f"the {what} cannot be written to {str(target)!r}: {reason}; name a file in a directory that you may write to")

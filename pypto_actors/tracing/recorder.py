@@ -6,13 +6,14 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeAlias
 
 from pypto_actors.events import Event, Received, Started
 from pypto_actors.messages import End
 from pypto_actors.tracing import chart
 from pypto_actors.tracing.chrome import chrome_trace, encode
-from pypto_actors.tracing.files import check_path, write
+from pypto_actors.tracing.files import TraceFileError, check_path, write
 from pypto_actors.tracing.story import Story
 from pypto_actors.tracing.timeline import Timeline
 
@@ -160,6 +161,8 @@ def check(trace: StrPath | None = None, plot: StrPath | None = None) -> None:
     if plot is not None:
         check_path(plot, "plot")
         chart.require()
+    if trace is not None and plot is not None and Path(trace).resolve() == Path(plot).resolve() != Path(os.devnull):
+        raise TraceFileError(f"the trace and the plot would both be written to {os.fspath(plot)!r}; name a file for each")
 
 
 @contextmanager

@@ -316,3 +316,21 @@ def test_a_path_that_cannot_be_written_is_a_precise_error(path: str, reason: str
     with pytest.raises(tracing.TraceFileError, match=reason), tracing.record(path):
         pytest.fail("the block ran")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_file_for_trace_and_plot_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "run.json")
+    for plot in ("run.json", "link"):
+        with (
+            pytest.raises(tracing.TraceFileError, match="would both be written to"),
+            tracing.record(tmp_path / "run.json", plot=tmp_path / plot),
+        ):
+            pytest.fail("it began")
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_a_link_that_leads_to_itself(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(tracing.TraceFileError, match="the trace cannot be written"):
+        tracing.check(loop)
