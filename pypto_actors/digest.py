@@ -2,13 +2,16 @@
 
 What counts is what decides the program's behaviour: the source of its function and of everything of the same project that the function
 reaches by global names (kernels, callbacks, helpers, classes), which name stands for which of them, and the values of the constants that
-they read. What is installed counts by its name. The places and names of the files do not count.
+they read. Of a container that can be changed, such as a list that callbacks append to, the statements count that make it, and not what
+is in it by now. What is installed counts by its name. The places and names of the files do not count.
 """
 
 from __future__ import annotations
 
 import builtins
+import collections
 import hashlib
+import sys
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -32,6 +35,7 @@ from pypto_actors.sources import (
 
 HIDDEN = {"globals", "eval", "exec", "__import__", "vars", "__builtins__"}  # what they reach cannot be seen
 OF_PLACE = {"__file__", "__name__", "__spec__", "__package__", "__loader__", "__path__", "__cached__"}
+CHANGEABLE = (list, dict, set, bytearray, collections.deque, collections.defaultdict, collections.Counter, collections.OrderedDict)
 MOVE = "move it to the top level of its module"
 
 Told = tuple[Any, ...]  # of tuples and strings only, so that its `ascii` is the same in every process
@@ -62,6 +66,7 @@ class _Walk:
         self.files: dict[Path, SourceFile] = {}
         self._program = program
         self._numbers: dict[int, Told] = {}
+        self._making: set[tuple[str, str]] = set()  # containers, by module and name
         self._alive: list[Any] = []  # so that no identity is used twice
         self._home = str(program.function.__module__).partition(".")[0]
         try:
@@ -120,7 +125,9 @@ class _Walk:
         return known
 
     def _file(self, value: FunctionType | type) -> SourceFile:
-        path = source_path(value)
+        return self._source(source_path(value))
+
+    def _source(self, path: Path) -> SourceFile:
         if path not in self.files:
             self.files[path] = SourceFile(path)
         return self.files[path]
@@ -147,10 +154,37 @@ class _Walk:
         defaults = [self._value(f"a default of {what}", value) for value in function.__defaults__ or ()]
         defaults += [self._value(f"the default {key!r} of {what}", value) for key, value in sorted((function.__kwdefaults__ or {}).items())]
         reads = [
-            (".".join(path), self._value(_described(".".join(path), value, what), value))
+            (".".join(path), self._made(path, value, function) or self._value(_described(".".join(path), value, what), value))
             for path, value in sorted(self._read(what, function, reads_of(text.code)).items())
         ]
         return ("function", text.text, _modes(function), tuple(defaults), tuple(reads))
+
+    def _made(self, path: tuple[str, ...], value: Any, function: FunctionType) -> Told | None:
+        """How a container that can be changed is made, in the function's own file or where `path` leads; `None`: that cannot be told."""
+        owner: Any = sys.modules.get(function.__module__)
+        for name in path[:-1]:
+            owner = getattr(owner, name, None)
+        return self._making_of(path[-1], owner) if type(value) in CHANGEABLE and isinstance(owner, ModuleType) else None
+
+    def _making_of(self, name: str, owner: ModuleType) -> Told | None:
+        key = (owner.__name__, name)
+        if owner.__file__ is None or key in self._making:
+            return ("being made", name) if key in self._making else None
+        self._making.add(key)
+        try:
+            made = self._source(Path(owner.__file__).resolve()).makes(name, vars(owner))
+            if made is None:
+                return None
+            parts = [(part, getattr(owner, part)) for part in made.reads if hasattr(owner, part)]
+            told = [
+                (part, (self._making_of(part, owner) if type(value) in CHANGEABLE else None) or self._value(f"global {part!r}", value))
+                for part, value in parts
+            ]
+            return ("made", made.texts, tuple(told))
+        except (ProgramError, SourceFault):
+            return None
+        finally:
+            self._making.discard(key)
 
     def _class(self, what: str, kind: type) -> Told:
         self._check_place(what, kind)

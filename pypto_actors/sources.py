@@ -9,7 +9,7 @@ import inspect
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -40,6 +40,13 @@ class Text(Struct, frozen=True, eq=False):
     node: ast.FunctionDef | ast.AsyncFunctionDef
     code: CodeType
     imports: tuple[str, ...]  # modules that it imports when it runs, relative ones with their dots
+
+
+class Made(Struct, frozen=True, eq=False):
+    """How a global comes to be, as its file has it: statements, and the names that these read."""
+
+    texts: tuple[str, ...]
+    reads: tuple[str, ...]
 
 
 class SourceFile:
@@ -74,6 +81,18 @@ class SourceFile:
         """The texts of the definitions of a class: several, where branches define one each."""
         return tuple(self._segment(node) for name, node in _classes(self.tree, "") if name == qualname)
 
+    def makes(self, name: str, names: Mapping[str, Any]) -> Made | None:
+        """The statements at the top level that make a global what it is when the file has been imported; `None`: none assigns it.
+
+        `names` are the globals of the module: a call of a function that reads the global counts too.
+        """
+        found = [node for node in self.tree.body if not isinstance(node, NO_MAKERS) and _has_part_in(node, name, names)]
+        within = [part for node in found for part in ast.walk(node) if isinstance(part, ast.Name)]
+        if not any(part.id == name and isinstance(part.ctx, ast.Store) for part in within):
+            return None
+        reads = sorted({part.id for part in within if isinstance(part.ctx, ast.Load)} - {name})
+        return Made(tuple("\n".join(self._lines[node.lineno - 1 : node.end_lineno]) for node in found), tuple(reads))
+
     def imports(self) -> list[str]:
         """All modules that the file imports anywhere, relative ones with their dots."""
         return sorted({name for node in ast.walk(self.tree) for name in imported(node)})
@@ -83,6 +102,15 @@ class SourceFile:
 
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+NO_MAKERS = (*FUNCTIONS, ast.ClassDef, ast.Import, ast.ImportFrom)
+
+
+def _has_part_in(node: ast.stmt, name: str, names: Mapping[str, Any]) -> bool:
+    """Does a statement name a global, or call a function that reads it?"""
+    mentioned = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+    called = {part.func.id for part in ast.walk(node) if isinstance(part, ast.Call) and isinstance(part.func, ast.Name)}
+    readers = {one for one in called if isinstance(function := names.get(one), FunctionType) and name in function.__code__.co_names}
+    return name in mentioned or bool(readers)
 
 
 def _first_line(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pypto_actors as pa
@@ -105,6 +106,12 @@ DIFFERENT = {
     "what an installed name stands for": (source("op = np.add\n", "op(x, x, out=x)"), source("op = np.multiply\n", "op(x, x, out=x)")),
     "which module a name stands for": (source("import math as m\n", "m.floor(1)"), source("import cmath as m\n", "m.floor(1)")),
     "a builtin that the module has its own of": (source("", "x += len(x)"), source("def len(x): return 7\n", "x += len(x)")),
+    "how a table is filled": tuple(source(f"T = {{}}\nfor i in range(3):\n    T[i] = {n}\n", "x += T[0]") for n in (1, 2)),
+    "what fills a table": tuple(source(f"T = []\ndef fill():\n    T.append({n})\nfill()\n", "x += T[0]") for n in (1, 2)),
+    "what a table is made of": tuple(source(f"N = {n}\nA = [N]\nB = {{'a': A}}\n", "x += B['a'][0]") for n in (1, 2)),
+    "a kernel in a table in a table": tuple(
+        source("", f"x += {n}").replace(PROGRAM, "A = [k]\nB = {'a': A}\n" + PROGRAM.replace("(k,", "(B['a'][0],")) for n in (1, 2)
+    ),
     "what a nested function reads": tuple(source(f"S = {n}\n", "f = lambda: [S for _ in x]; f()") for n in (1, 2)),
 }
 
@@ -155,7 +162,7 @@ REFUSED = {
     "an array of objects": (source("V = np.array([None])\n", "V[0]"), "is a ndarray, whose value"),
     "a bound method": (source("V = [].append\n", "V(1)"), "is a builtin_function_or_method, whose value"),
     "a made ufunc": (source("def add(a): return a\nV = np.frompyfunc(add, 1, 1)\n", "V(x)"), "is a ufunc, whose value"),
-    "a constant that contains itself": (source("V = []\nV.append(V)\n", "V[0]"), "contains itself"),
+    "a constant that contains itself": (source("L = []\nL.append(L)\nV = (L,)\n", "V[0]"), "contains itself"),
     "globals()": (source("", "globals()['S']"), r"kernel 'k' uses globals\(\), whose reach cannot be told"),
     "eval": (source("", "eval('S')"), r"uses eval\(\)"),
     "an assigned global": (source("N = 0\n", "global N; N = 1"), "kernel 'k' assigns the global 'N'"),
@@ -250,3 +257,18 @@ def asserting(x: pa.InOutArray) -> None:
 @pa.program
 def here(orch: pa.Orchestrator, x: pa.InOutArray) -> None:
     orch.submit(asserting, x)
+
+
+async def test_what_a_run_leaves_in_a_list_does_not_count(tmp_path: Path) -> None:
+    """The digest is that of another process, which has run nothing; what was saved after a run can be read."""
+    path = tmp_path / "noting.py"
+    path.write_text(
+        HEAD + "SEEN = []\nLATER = {'seen': SEEN}\n\n\ndef note(x: pa.InArray):\n    SEEN.append(x.sum())\n    LATER['again'] = LATER\n\n\n"
+        "@pa.program\ndef program(orch: pa.Orchestrator, x: pa.InOutArray):\n    orch.submit_sub(note, x)\n"
+    )
+    before = pa.load_program(path).compile().digest
+    ran = pa.load_program(path).compile()
+    await ran(np.ones(3))
+    assert ran.program.function.__globals__["SEEN"] == [3]
+    ran.save(tmp_path / "saved")
+    assert ran.digest == before == pa.DistributedCompiledProgram.from_dir(tmp_path / "saved").digest
