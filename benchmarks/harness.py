@@ -11,6 +11,7 @@ throws the times of that pass away.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -25,7 +26,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from benchmarks import targets
 from pypto_actors import tracing
+from pypto_actors.tracing.files import write
 
 SEED = 0
 Side: TypeAlias = Callable[[], Awaitable[float]]  # measures one block, gives seconds for each operation
@@ -37,7 +40,7 @@ _RECORDER: ContextVar[tracing.Recorder | None] = ContextVar("_RECORDER", default
 class Answer:
     """What one question came to: `ratios` has one entry a round; below `must` (and `aim`) is good, `None` is no demand.
 
-    `notes` are figures around it, such as medians of the sides in µs, by name.
+    `notes` are figures around it, such as medians of the sides in µs, by name. Where `more` is true, above is good.
     """
 
     question: str
@@ -48,6 +51,7 @@ class Answer:
     ratios: Sequence[float]
     how: str
     notes: Mapping[str, float] = field(default_factory=dict)
+    more: bool = False
 
     @property
     def reached(self) -> float:
@@ -67,9 +71,12 @@ class Answer:
         """Did it reach what is asked?"""
         if self.must is None:
             return ""
-        if self.aim is not None and self.reached <= self.aim:
+        if self.aim is not None and self._reaches(self.aim):
             return "aim"
-        return "must" if self.reached <= self.must else "missed"
+        return "must" if self._reaches(self.must) else "missed"
+
+    def _reaches(self, asked: float) -> bool:
+        return self.reached >= asked if self.more else self.reached <= asked
 
 
 async def paired(rounds: int, sides: Mapping[str, Side], *, warm_up: int = 2, seed: int = SEED) -> dict[str, list[float]]:
@@ -155,6 +162,11 @@ def describe(answer: Answer) -> str:
 # ---------------------------------------------------------------------------------------------- files
 
 
+def save(path: Path, data: object) -> None:
+    """Write it as JSON. Raises `TraceFileError`."""
+    write(path, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode(), "answers")
+
+
 def document(name: str, question: str, answers: Sequence[Answer]) -> dict[str, object]:
     """What `--json` writes."""
     return {
@@ -174,11 +186,9 @@ def read_answers(path: Path) -> list[Answer]:
 
 
 def plot(path: Path, title: str, answers: Sequence[Answer]) -> None:
-    """A point for each round, a line for each demand; one panel an answer."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        sys.exit("--plot needs matplotlib: pip install 'pypto_actors[bench]'")
+    """A point for each round, a line for each demand; one panel an answer. Whoever calls it has looked at the path (`targets`)."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 1.2 + 1.3 * len(answers)), layout="constrained")
     panels = figure.subplots(len(answers), 1, squeeze=False)[:, 0]
     spread = random.Random(SEED)
@@ -194,7 +204,9 @@ def plot(path: Path, title: str, answers: Sequence[Answer]) -> None:
         panel.set_title(answer.question, fontsize="medium")
         panel.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", frameon=False)
     figure.suptitle(title, fontsize="medium")
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=targets.picture_format(path))
+    write(path, picture.getvalue(), "plot")
 
 
 # ---------------------------------------------------------------------------------------------- the command line
@@ -202,25 +214,35 @@ def plot(path: Path, title: str, answers: Sequence[Answer]) -> None:
 
 def main(doc: str | None, measure: Callable[[bool], Sequence[Answer]]) -> None:
     """The command line of one benchmark: `measure(quick)` gives its answers, `doc` is its docstring."""
-    text = doc or ""
-    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(doc)
+    options = parser.parse_args()
+    require_targets(parser, options)
+    report(doc, options, measure(options.quick), lambda: measure(True))
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """With the options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few and short rounds: shows that it works, measures little")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers there, every round of them")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them there (needs matplotlib: the extra `bench`)")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="then run it once more, briefly, and write a Chrome trace of that there")
-    options = parser.parse_args()
-    try:
-        tracing.check(options.trace)
-    except tracing.TraceFileError as error:
-        parser.error(str(error))
-    question = text.strip().split("\n\n")[0].replace("\n", " ")
-    answers = measure(options.quick)
+    return parser
+
+
+def require_targets(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End the process with one line, before anything is measured, if what it comes to could not be written."""
+    targets.require(parser, json=options.json, plot=options.plot, traces=[] if options.trace is None else [options.trace])
+
+
+def report(doc: str | None, options: argparse.Namespace, answers: Sequence[Answer], again: Callable[[], object]) -> None:
+    """Print the answers and write what was asked for; `again` is the further pass that is traced."""
+    question = (doc or "").strip().split("\n\n")[0].replace("\n", " ")
     for answer in answers:
         print(describe(answer))
     if options.json:
-        data = document(Path(sys.argv[0]).stem, question, answers)
-        options.json.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        save(options.json, document(Path(sys.argv[0]).stem, question, answers))
     if options.plot:
         plot(options.plot, question, answers)
     if options.trace:
-        trace(options.trace, lambda: measure(True))
+        trace(options.trace, again)

@@ -17,25 +17,28 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import threadpoolctl
 
 import pypto_actors as pa
-from benchmarks import harness
+from benchmarks import harness, targets
+from benchmarks.harness import Answer
 from examples.qwen3.checkpoint import Checkpoint
 from examples.qwen3.config import read_config
 from examples.qwen3.programs import make_programs
 from examples.qwen3.runner import Qwen3
 
 PROMPT, STEPS, PREFILL = 128, 32, 512
+ROUNDS = 5
+QUICK = 8  # steps of a block with --quick, and in the pass that is traced
 VOCABULARY = 6144
 MODEL = {
     "vocab_size": VOCABULARY,
@@ -83,6 +86,7 @@ class Other:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self._process: subprocess.Popen[str] = subprocess.Popen(command, text=True, **pipes)  # type: ignore[call-overload]
         if self._answer() != "ready":
+            self.close()
             sys.exit(f"{python} cannot run transformers; see the docstring for the environment it needs")
 
     def _answer(self) -> str:
@@ -115,7 +119,15 @@ async def ours(model: Qwen3, batch: int, prompt: int, tokens: int) -> tuple[floa
 
 
 async def further_pass(directory: Path) -> None:
-    """What is measured, our side, once: for a trace."""
+    """What is measured, our side, once and briefly: for a trace."""
+    async with opened(directory) as model:
+        for batch, prompt, tokens in ((1, PROMPT, 1 + QUICK), (16, PROMPT, 1 + QUICK), (1, PREFILL, 1)):
+            await ours(model, batch, prompt, tokens)
+
+
+@asynccontextmanager
+async def opened(directory: Path) -> AsyncIterator[Qwen3]:
+    """The worker's side, with the checkpoint that the other side has made."""
     config = read_config(directory)
     programs = make_programs(config, config.max_positions, batch=16)
     parts = Checkpoint(directory, config).parts(config.max_positions)
@@ -123,68 +135,67 @@ async def further_pass(directory: Path) -> None:
         pa.DistributedWorker(programs.both, trace=harness.hook("Qwen3 20M")) as worker,
         Qwen3(worker, programs, parts) as model,
     ):
-        for batch, prompt, tokens in ((1, PROMPT, 1 + STEPS), (16, PROMPT, 1 + STEPS), (1, PREFILL, 1)):
-            await ours(model, batch, prompt, tokens)
+        yield model
 
 
-async def compare(other: Other, directory: Path, rounds: int) -> dict[str, Any]:
-    """For each question the seconds of both sides in each round, and the median of the ratios."""
-    config = read_config(directory)
-    programs = make_programs(config, config.max_positions, batch=16)
-    results: dict[str, Any] = {name: {"ours": [], "transformers": []} for name in NEEDED}
-    parts = Checkpoint(directory, config).parts(config.max_positions)
-    async with pa.DistributedWorker(programs.both) as worker, Qwen3(worker, programs, parts) as model:
+async def compare(other: Other, directory: Path, rounds: int, steps: int) -> dict[str, dict[str, list[float]]]:
+    """For each question the seconds of both sides in each round: of a step of decode, or of a prefill."""
+    results: dict[str, dict[str, list[float]]] = {name: {"ours": [], "transformers": []} for name in NEEDED}
+    async with opened(directory) as model:
         for number in range(rounds + 1):
             for name, result in results.items():
-                batch = int(name.split()[-1]) if name.startswith("decode") else 1
-                # A decode step is what 1 + STEPS tokens take longer than 1 token.
-                runs = [(PROMPT, 1), (PROMPT, 1 + STEPS)] if name.startswith("decode") else [(PREFILL, 1)]
-                mine = [await ours(model, batch, *run) for run in runs]
-                theirs = [other.generate(batch, *run) for run in runs]
-                if [out for _, out in mine] != [out for _, out in theirs]:
-                    sys.exit(f"{name}: the greedy tokens differ, so the times say nothing")
-                if number:
-                    steps = STEPS if len(runs) > 1 else 1
-                    for side, times in (("ours", mine), ("transformers", theirs)):
-                        seconds = times[-1][0] - (times[0][0] if len(runs) > 1 else 0)
-                        result[side].append(seconds / steps)
-    for result in results.values():
-        result["ratio"] = statistics.median(b / a for a, b in zip(result["ours"], result["transformers"], strict=True))
+                for side, seconds in (await one_round(other, model, name, steps)).items():
+                    if number:
+                        result[side].append(seconds)
     return results
 
 
-def answer_of(name: str, result: dict[str, Any]) -> harness.Answer:
-    """For the picture."""
-    ratios = [theirs / mine for mine, theirs in zip(result["ours"], result["transformers"], strict=True)]
-    return harness.Answer(name, "transformers", "× as fast", *NEEDED[name], ratios, "rounds that alternate")
+async def one_round(other: Other, model: Qwen3, name: str, steps: int) -> dict[str, float]:
+    """Seconds of each side. A decode step is what 1 + `steps` tokens take longer than 1 token, as a share."""
+    decode = name.startswith("decode")
+    batch = int(name.split()[-1]) if decode else 1
+    runs = [(PROMPT, 1), (PROMPT, 1 + steps)] if decode else [(PREFILL, 1)]
+    sides = {
+        "ours": [await ours(model, batch, *run) for run in runs],
+        "transformers": [other.generate(batch, *run) for run in runs],
+    }
+    if [out for _, out in sides["ours"]] != [out for _, out in sides["transformers"]]:
+        sys.exit(f"{name}: the greedy tokens differ, so the times say nothing")
+    return {side: (times[-1][0] - times[0][0]) / steps if decode else times[0][0] for side, times in sides.items()}
+
+
+def answer_of(name: str, result: dict[str, list[float]], threads: int) -> Answer:
+    """Larger is better."""
+    how = f"{len(result['ours'])} rounds that alternate, BLAS threads of each side: {threads}"
+    question = f"Qwen3 20M, {name}: times as fast as transformers"
+    values = harness.ratios(result, "transformers", "ours")
+    return Answer(question, "transformers", "×", *NEEDED[name], values, how, harness.microseconds(result), more=True)
+
+
+def measure(options: argparse.Namespace, directory: Path) -> list[Answer]:
+    """The answers to this question; the checkpoint is in `directory` afterwards."""
+    rounds = options.rounds or (1 if options.quick else ROUNDS)
+    other = Other(options.transformers_python, directory, options.threads)
+    try:
+        results = asyncio.run(compare(other, directory, rounds, QUICK if options.quick else STEPS))
+    finally:
+        other.close()
+    return [answer_of(name, result, options.threads) for name, result in results.items()]
 
 
 def main() -> None:
-    """Print one line for each question; with `--json`, write all of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line: that of all benchmarks, and the other Python."""
+    parser = harness.parser_of(__doc__)
     parser.add_argument("--transformers-python", required=True, metavar="PATH", help="python that has transformers")
     parser.add_argument("--threads", type=int, default=1, help="BLAS threads of each side (default: 1)")
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the rounds there; larger is better")
-    parser.add_argument("--trace", type=Path, metavar="FILE", help="then run our side once more and write a Chrome trace of that there")
+    parser.add_argument("--rounds", type=int, help=f"measured rounds (default: {ROUNDS})")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory, threadpoolctl.threadpool_limits(options.threads):
-        other = Other(options.transformers_python, Path(directory), options.threads)
-        try:
-            results = asyncio.run(compare(other, Path(directory), options.rounds))
-        finally:
-            other.close()
-        if options.trace:
-            harness.trace(options.trace, lambda: asyncio.run(further_pass(Path(directory))))
-    for name, result in results.items():
-        mine, theirs = (1e3 * statistics.median(result[side]) for side in ("ours", "transformers"))
-        must, aim = NEEDED[name]
-        print(f"{name:16} ours {mine:7.2f} ms, transformers {theirs:7.2f} ms: {result['ratio']:.2f} × (must {must}, aim {aim})")
-    if options.plot:
-        harness.plot(options.plot, "times as fast as transformers", [answer_of(name, result) for name, result in results.items()])
-    if options.json:
-        options.json.write_text(json.dumps({"threads": options.threads, "results": results}, indent=2) + "\n")
+    harness.require_targets(parser, options)
+    targets.require_python(parser, options.transformers_python)
+    with tempfile.TemporaryDirectory() as name, threadpoolctl.threadpool_limits(options.threads):
+        directory = Path(name)
+        answers = measure(options, directory)
+        harness.report(__doc__, options, answers, lambda: asyncio.run(further_pass(directory)))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from benchmarks.__main__ import NAMES, RAY, TRANSFORMERS
 from benchmarks.harness import Answer
 
 ROOT = Path(__file__).parents[2]
-SHARED = {"__init__", "__main__", "floors", "harness", "noop"}
+SHARED = {"__init__", "__main__", "floors", "harness", "noop", "targets"}
 
 
 def command(module: str, *arguments: str, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -65,10 +66,11 @@ def test_a_plot_is_written(tmp_path: Path) -> None:
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_matplotlib_a_plot_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(SystemExit, match=r"pypto_actors\[bench\]"):
-        harness.plot(tmp_path / "rounds.png", "a title", [answer(1.0)])
+@pytest.mark.parametrize(("name", "starts"), [("rounds", b"\x89PNG"), ("rounds.PNG", b"\x89PNG"), ("rounds.svg", b"<?xml")])
+def test_the_name_of_a_plot_says_its_format(name: str, starts: bytes, tmp_path: Path) -> None:
+    harness.plot(tmp_path / name, "a title", [answer(1.0)])
+    assert (tmp_path / name).read_bytes().startswith(starts)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_all_of_them_print_one_table(tmp_path: Path) -> None:
@@ -93,6 +95,11 @@ def test_answers_come_back_from_their_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("ratio", "verdict"), [(1.9, "aim"), (2.0, "aim"), (2.5, "must"), (3.1, "missed")])
 def test_the_verdict_compares_the_median_with_what_is_asked(ratio: float, verdict: str) -> None:
     assert answer(0.1, ratio, 99.0).verdict == verdict
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(1.9, "missed"), (2.0, "must"), (2.9, "must"), (3.0, "aim")])
+def test_where_more_is_better_the_verdict_turns_round(ratio: float, verdict: str) -> None:
+    assert replace(answer(0.1, ratio, 99.0, must=2.0, aim=3.0), more=True).verdict == verdict
 
 
 def test_a_round_measures_every_side_once_and_the_warm_up_is_thrown_away() -> None:

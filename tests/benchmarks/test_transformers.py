@@ -1,0 +1,96 @@
+"""The comparison with `transformers`, against a program that speaks its protocol and computes the same by the direct model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import harness, qwen3_vs_transformers
+from benchmarks.qwen3_vs_transformers import NEEDED
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
+
+# Called as the other Python is: -c CODE DIRECTORY THREADS MODEL. `off` is added to each token that it answers with.
+STAND_IN = """#!{python}
+import json, sys
+from pathlib import Path
+import numpy as np
+from safetensors.numpy import save_file
+
+sys.path.insert(0, {root!r})
+from examples.qwen3.checkpoint import expected_shapes, load_weights
+from examples.qwen3.config import read_config
+from examples.qwen3.direct import DirectModel
+
+directory, model = Path(sys.argv[3]), json.loads(sys.argv[5])
+(directory / "config.json").write_text(json.dumps({{"model_type": "qwen3", **model}}))
+config = read_config(directory)
+draw = np.random.default_rng(0)
+tensors = {{name: draw.standard_normal(shape, dtype=np.float32) for name, shape in expected_shapes(config)}}
+save_file(tensors, directory / "model.safetensors")
+direct = DirectModel(config, load_weights(directory, config, config.max_positions), batch=16)
+print("ready", flush=True)
+for line in sys.stdin:
+    batch, prompt, tokens = map(int, line.split())
+    ids = (np.arange(batch * prompt).reshape(batch, prompt) * 7919) % config.vocab_size
+    out = [np.array([direct.prefill(row, slot).argmax() for slot, row in enumerate(ids)])]
+    for position in range(prompt, prompt + tokens - 1):
+        out.append(direct.decode_step(out[-1], np.full(batch, position)).argmax(axis=1))
+    print(json.dumps([0.5 + tokens, (np.transpose(out) + {off}).tolist()]), flush=True)
+"""
+
+
+@pytest.fixture
+def other_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program that can stand in for the other Python, and a model that is small."""
+    monkeypatch.setattr(qwen3_vs_transformers, "MODEL", {**qwen3_vs_transformers.MODEL, **SMALL})
+    monkeypatch.setattr(qwen3_vs_transformers, "VOCABULARY", SMALL["vocab_size"])
+    return stand_in(tmp_path, off=0)
+
+
+def stand_in(directory: Path, off: int) -> Path:
+    path = directory / "python"
+    path.write_text(STAND_IN.format(python=sys.executable, root=str(ROOT), off=off), encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, python: Path, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["qwen3_vs_transformers", "--quick", "--transformers-python", str(python), *arguments])
+    qwen3_vs_transformers.main()
+
+
+def test_it_prints_its_ratios_and_writes_all_files(
+    other_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, plot, trace = tmp_path / "answers.json", tmp_path / "rounds.png", tmp_path / "trace.json"
+    run(monkeypatch, other_python, "--json", str(file), "--plot", str(plot), "--trace", str(trace))
+    out = capsys.readouterr().out
+    answers = harness.read_answers(file)
+    assert [(answer.must, answer.aim) for answer in answers] == list(NEEDED.values())
+    for answer, name in zip(answers, NEEDED, strict=True):
+        assert f"Qwen3 20M, {name}: times as fast as transformers: {harness.number(answer.reached, '×')}" in out
+        assert len(answer.ratios) == 1
+        assert answer.reached == pytest.approx(answer.notes["transformers, µs"] / answer.notes["ours, µs"])
+        assert answer.more
+    # The stand-in says 1 s for each token and 0.5 s around: a step of decode is 1 s, a prefill with one token 1.5 s.
+    assert [answer.notes["transformers, µs"] for answer in answers] == [1e6, 1e6, 1.5e6]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert json.loads(trace.read_text(encoding="utf-8"))
+
+
+def test_other_tokens_are_no_result(other_python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="decode batch 1: the greedy tokens differ"):
+        run(monkeypatch, stand_in(other_python.parent, off=1))
+
+
+def test_a_python_without_transformers_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    python.chmod(0o755)
+    with pytest.raises(SystemExit, match="cannot run transformers; see the docstring"):
+        run(monkeypatch, python)
