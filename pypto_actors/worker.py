@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from asyncio import _get_running_loop
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -94,7 +93,7 @@ class DistributedWorker:
         for program in declared.programs:
             self._registry.add(self._new_entry(program, self._callbacks))
         self._thread = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._runs: Callable[[], bool] = _no_loop
         self._counter = Counter()
         self._tensors = Tensors.of_new_worker()
         self._supervisor: Supervisor | None = None
@@ -111,7 +110,7 @@ class DistributedWorker:
         except RuntimeError:
             raise RuntimeError("pypto_actors runs on a running asyncio loop, not on trio; use anyio.run(…, backend='asyncio')") from None
         self._thread = get_ident()
-        self._loop = loop
+        self._runs = loop.is_running  # in the thread that entered: if not, then another loop does
         capacity = self.config.capacity
         settings = Settings((capacity,) * self.config.world_size, self._options.in_flight, self._policy, self._options.max_restarts)
         system = System(loop, settings, self._options.max_queued, self._tensors, self._trace)
@@ -509,7 +508,7 @@ class DistributedWorker:
     def _enter(self, what: str) -> System:
         """The system, for a call that waits."""
         supervisor = self._supervisor
-        if supervisor is None or not supervisor.open or _get_running_loop() is not self._loop:
+        if supervisor is None or not supervisor.open or get_ident() != self._thread or not self._runs():
             self._refuse(supervisor)
         if INSIDE.get() is not None:
             refuse_inside_callback(self, what)
@@ -519,7 +518,7 @@ class DistributedWorker:
         if supervisor is None:
             raise RuntimeError("the worker was not entered; use `async with DistributedWorker(…) as worker`")
         self._check_thread("a call")
-        if _get_running_loop() not in (None, self._loop):
+        if not self._runs():
             raise RuntimeError("a call from another loop than that which entered the worker; call it there, or enter a worker on this one")
         raise WorkerClosedError("the worker is closed, or closing; it takes no more calls")
 
@@ -535,6 +534,10 @@ class DistributedWorker:
     def __repr__(self) -> str:
         state = "not entered" if self._supervisor is None else self._supervisor.state
         return f"<DistributedWorker of {self.config.world_size} devices, {self._backend.name}, {len(self._registry)} programs: {state}>"
+
+
+def _no_loop() -> bool:
+    return False
 
 
 def _cancel_again(task: asyncio.Task[Any], message: object = None) -> None:
