@@ -78,7 +78,8 @@ def test_everybody_gets_an_answer(
         hold.open()
         error = await first
         if crashed:
-            assert call == "submit" or isinstance(error, pa.InternalError)
+            over = call == "free_tensor" and place == (Router, "route")  # what nobody uses is freed before anything is routed
+            assert call == "submit" or over or isinstance(error, pa.InternalError)
             assert isinstance(await _outcome(running), pa.InternalError)
             for task in (*queued, draining):
                 assert isinstance(await _outcome(task), pa.InternalError)
