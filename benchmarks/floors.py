@@ -37,6 +37,12 @@ class BareThread:
             function()
             answer(future.set_result, None)
 
+    @property
+    def native_id(self) -> int:
+        """The system's number of the thread."""
+        assert self._thread.native_id is not None
+        return self._thread.native_id
+
     async def __aenter__(self) -> Self:
         self._thread.start()
         return self

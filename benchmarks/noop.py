@@ -13,6 +13,7 @@ import numpy as np
 
 import pypto_actors as pa
 from benchmarks import harness
+from pypto_actors.executor import Backend
 
 SHAPE = (16,)
 OUTSTANDING = 64
@@ -33,11 +34,12 @@ def noop(orch: pa.Orchestrator, a: Source, b: Target) -> None:
 
 
 def opened(
-    backend: str, devices: int = 1, in_flight: int = 2, max_queued: int = 1024, programs: Sequence[pa.Program] = ()
+    backend: str | Backend, devices: int = 1, in_flight: int = 2, max_queued: int = 1024, programs: Sequence[pa.Program] = ()
 ) -> pa.DistributedWorker:
     """A worker that knows `noop` and `programs`, to be entered."""
     config = pa.DistributedConfig(device_ids=range(devices))
-    trace = harness.hook(f"{backend}, {devices} devices" if devices > 1 else backend)
+    name = backend if isinstance(backend, str) else backend.name
+    trace = harness.hook(f"{name}, {devices} devices" if devices > 1 else name)
     return pa.DistributedWorker([noop, *programs], config=config, backend=backend, in_flight=in_flight, max_queued=max_queued, trace=trace)
 
 

@@ -6,19 +6,21 @@ import asyncio
 import importlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import harness
+from benchmarks import harness, placement
 from benchmarks.__main__ import NAMES, RAY, TRANSFORMERS
 from benchmarks.harness import Answer
 
 ROOT = Path(__file__).parents[2]
-SHARED = {"__init__", "__main__", "floors", "harness", "noop", "targets"}
+SHARED = {"__init__", "__main__", "floors", "harness", "noop", "placement", "targets"}
 
 
 def command(module: str, *arguments: str, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -113,3 +115,24 @@ def test_a_round_measures_every_side_once_and_the_warm_up_is_thrown_away() -> No
     pairs = [set(seen[index : index + 2]) for index in range(0, len(seen), 2)]
     assert pairs == [{"a", "b"}] * 5
     assert sorted(times["a"] + times["b"]) == [5, 6, 7, 8, 9, 10]
+
+
+@pytest.mark.skipif(len(placement.cores()) < 2, reason="there is one core only, or the system does not let itself be told")
+@pytest.mark.parametrize("together", [True, False])
+def test_both_sides_are_placed_alike_and_may_go_anywhere_afterwards(together: bool) -> None:
+    before, stop = os.sched_getaffinity(0), threading.Event()
+    threads = [threading.Thread(target=stop.wait) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        ids = [thread.native_id or 0 for thread in threads]
+        with placement.placed(ids, together):
+            here, *others = [os.sched_getaffinity(each) for each in (0, *ids)]
+            assert len(here) == 1
+            assert others[0] == others[1]
+            assert (others[0] == here) is together
+        assert {frozenset(os.sched_getaffinity(each)) for each in (0, *ids)} == {frozenset(before)}
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
