@@ -10,7 +10,7 @@ from msgspec import Struct
 from pypto_actors.plan import Plan, Slot
 from pypto_actors.values import Fixed
 
-MOST = 4096  # calls are kept; then all are forgotten
+MOST = 4096  # calls (and, in the ledgers, parts and functions) are kept; then all are forgotten
 Recurring: TypeAlias = tuple[Any, ...] | Fixed  # the arguments of a call, or what a bound program has fixed of them
 
 

@@ -1,5 +1,7 @@
 """Copies of host arrays in shared memory, for as long as a device works on them. Pure but for the memory it takes.
 
+Small arrays that are only read, and share their bytes with no other, go with the message instead: what they hold is taken at once.
+
 Views of one dispatch that share memory are copied as one region, so that they go on sharing it. Parts that meet are staged
 together, since what one writes before a meeting another may read after it. A dispatch that was handed over behind one on the same
 device that writes the same views uses its region, whose bytes will be right by the time; where they are others, it must wait.
