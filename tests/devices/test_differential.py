@@ -38,7 +38,7 @@ def scale(x: pa.InOutArray, value: int) -> None:
 
 def adding(value: int) -> Callable[[Array], Awaitable[None]]:
     async def callback(x: Array) -> None:
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
         x[...] = (x * 5 + value) % PRIME
 
     return callback
