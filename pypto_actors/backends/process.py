@@ -10,6 +10,7 @@ from typing import Any
 
 from pypto_actors.backends.blas import blas_variables, check_blas_threads
 from pypto_actors.backends.process_executor import ProcessExecutor, Wave
+from pypto_actors.backends.process_sharing import Sharing
 from pypto_actors.backends.rendezvous import Key
 from pypto_actors.backends.shared_memory import SharedInterconnect
 from pypto_actors.backends.shipping import check_cloudpickle
@@ -59,7 +60,8 @@ class ProcessBackend:
         interconnect, clock = SharedInterconnect(self._elsewhere), clock_of(loop)
         self._interconnect = interconnect
         waves: dict[Key, Wave] = {}
-        self._make = lambda rank: ProcessExecutor(rank, interconnect, desk, clock, loop, waves, self._lost)
+        sharing = Sharing(interconnect, self._moved)
+        self._make = lambda rank: ProcessExecutor(rank, interconnect, desk, clock, loop, waves, sharing, self._lost)
         try:
             self._executors = [self._make(rank) for rank in ranks]
             environment = self._environment()
@@ -145,6 +147,12 @@ class ProcessBackend:
         for executor in self._executors:
             if not executor.dead:
                 executor.drop_slabs(slabs)
+
+    def _moved(self, allocations: Sequence[int]) -> None:
+        """Allocations have got another place: who knows calls that name them forgets those."""
+        for executor in self._executors:
+            if not executor.dead:
+                executor.moved(allocations)
 
     def _elsewhere(self, work: Callable[[], None]) -> None:
         if self._puncher is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -15,24 +16,28 @@ from pypto_actors.backends.known_calls import Known
 from pypto_actors.backends.local import Clock, LocalExecutor, failed, size_of
 from pypto_actors.backends.process_ledger import Ledger
 from pypto_actors.backends.process_link import Link
+from pypto_actors.backends.process_sharing import Sharing
 from pypto_actors.backends.process_staging import Array, HostSlot, Stage, Staging, copy_all, host_slots, size_of_copies
 from pypto_actors.backends.rendezvous import Deserted, Key
-from pypto_actors.backends.shared_memory import SharedInterconnect
+from pypto_actors.backends.shared_memory import Block, SharedInterconnect
 from pypto_actors.backends.wire import Came, Do, Drop, End, Fill, Go, Ready, Run
 from pypto_actors.executor import Answer, Desk
-from pypto_actors.messages import Completed, Dispatch, Failed, Piece, Reached, Release
-from pypto_actors.plan import Part, Sync
+from pypto_actors.messages import Completed, Dispatch, Failed, Piece, Reached, Read, Release
+from pypto_actors.plan import Part, Plan, Slot, Source, Sync
+from pypto_actors.values import DeviceTensor
 
 LARGE_COPY = 1 << 20  # bytes; below, a copy holds the loop up for less than its way to a thread and back
 LOOK = 0.4  # seconds between looks at a process that owes an answer: is it stopped?
 
 
 class Hand(Struct, eq=False):
-    """A part that the process has in hand and that is more than a call: it stages host arrays, meets others, or is awaited within."""
+    """A part that the process has in hand and that is more than a call: it stages host arrays, meets others, or is awaited within; or what
+    it writes was moved for it."""
 
     message: Dispatch
     part: Part
     stage: Stage | None
+    former: Sequence[Block]  # where what it writes was, before it was moved
     done: int = 0  # steps whose results have been copied to the host
     copying: int = 0  # copies to the host that a thread has in hand
     error: Exception | None = None  # why a copy to the host failed: the array cannot be written any more
@@ -52,6 +57,7 @@ class ProcessExecutor(LocalExecutor):
         "_calls",
         "_copies",
         "_flushing",
+        "_former",
         "_hands",
         "_held",
         "_ledger",
@@ -62,6 +68,7 @@ class ProcessExecutor(LocalExecutor):
         "_out",
         "_owed",
         "_shared",
+        "_sharing",
         "_staging",
         "_staging_in",
         "_waves",
@@ -80,12 +87,14 @@ class ProcessExecutor(LocalExecutor):
         clock: Clock,
         loop: asyncio.AbstractEventLoop,
         waves: dict[Key, Wave],
+        sharing: Sharing,
         lost: Callable[[list[int]], None],
     ) -> None:
         super().__init__(rank, interconnect, desk, clock)
         self._shared = interconnect
         self._loop = loop
         self._waves = waves  # of all devices
+        self._sharing = sharing  # of all devices
         self.lost = lost  # called with the slabs that have gone with the device
         self._ledger = Ledger(interconnect)
         self._calls = self._ledger.calls
@@ -96,7 +105,8 @@ class ProcessExecutor(LocalExecutor):
         self._owed = 0  # answers of the process
         self._hands: dict[tuple[int, int], Hand] = {}
         self._held: deque[Dispatch] = deque()  # not sent yet, in order
-        self._staging_in = False  # is the first of them being copied in?
+        self._staging_in = False  # is the first of them being copied in, or what it writes being moved?
+        self._former: dict[int, Sequence[Block]] = {}  # by its run: where what it writes was
         self._copies = CopyEngine(rank, loop, desk.turn)
         self._look_again: asyncio.TimerHandle | None = None
         self._looks: int = -1  # how often it was seen standing still; -1: nobody looks
@@ -153,6 +163,14 @@ class ProcessExecutor(LocalExecutor):
         self._why = self._why or why
         self._link.kill()
 
+    def moved(self, allocations: Sequence[int]) -> None:
+        """Allocations have got another place."""
+        calls = self._calls.released(allocations)
+        if calls:
+            self._put(Drop(calls))
+        if self._views is not None:
+            self._views.forget(allocations)
+
     def drop_slabs(self, slabs: list[int]) -> None:
         """Slabs of another device have gone."""
         mine = self._ledger.unmap(slabs)
@@ -179,13 +197,16 @@ class ProcessExecutor(LocalExecutor):
             return
         slabs = [slab.number for slab in self._shared.heap(self._rank).slabs]
         super().kill(why)
-        self.lost(slabs)
+        self.lost([slab for slab in slabs if slab not in self._shared.slabs])
         now = self._clock()
         hands, self._hands = self._hands, {}
         for hand in hands.values():
             self._leave(hand)
         for message in [hand.message for hand in hands.values()] + list(self._held):
             self.over(message, failed(message, self._rank, why, now))
+        for former in self._former.values():
+            self._sharing.leave(former)
+        self._former.clear()
         self._held.clear()
         self._copies.end()
 
@@ -246,11 +267,14 @@ class ProcessExecutor(LocalExecutor):
                     return
             except Exception as error:
                 self._held.popleft()
+                self._sharing.leave(self._former.pop(message.run, ()))
                 self.unable(message, error)
 
     def _begin(self, message: Dispatch) -> bool:
         """Send the first of those held, or see to it that it can be sent; `False`: not now."""
         plan = message.plan
+        if not self._owns(message):
+            return False
         part = plan.parts[message.part]
         number = self._ledger.part(plan, part, self._out)
         known = self._ledger.bound(message, part, number, self._link, self._out)
@@ -267,6 +291,25 @@ class ProcessExecutor(LocalExecutor):
             self._staging_in = True
             stage.waiting.append(lambda: self._staged(message, part, number, known, stage))
         return True
+
+    def _owns(self, message: Dispatch) -> bool:
+        """Does what a dispatch writes share its memory with nothing? Otherwise the dispatch goes on when that is so."""
+        written = self._ledger.written(message)
+        if not written:
+            return True
+        move = self._sharing.move(written, self._copies, keep=message.plan.sole >= 0)
+        self._shared.written.update(written)
+        if move is None:
+            return True
+        if message.plan.sole >= 0:
+            self._former[message.run] = move.former
+        self._staging_in = True
+        move.waiting.append(self._moved)
+        return False
+
+    def _moved(self) -> None:
+        self._staging_in = False
+        self._advance()
 
     def _stage(self, message: Dispatch, part: Part, hosts: list[HostSlot]) -> Stage | None:
         wave = self._waves.setdefault((message.run, part.wave), Wave()) if part.meeting else None
@@ -305,8 +348,9 @@ class ProcessExecutor(LocalExecutor):
         slots = enumerate(part.slots) if known is None else known.rest
         values = self._ledger.values(message, part, slots, stage, self._link, self._out)
         self._held.popleft()
-        if (stage is not None and stage.regions) or not part.plain:
-            self._hands[message.run, message.part] = Hand(message, part, stage)
+        former = self._former.pop(message.run, ()) if self._former else ()
+        if (stage is not None and stage.regions) or not part.plain or former:
+            self._hands[message.run, message.part] = Hand(message, part, stage, former)
         if known is not None:
             self._send(Fill(message.run, known.number, values))
         elif stage is None and part.plain and self._ledger.keeps(message, part):
@@ -403,6 +447,7 @@ class ProcessExecutor(LocalExecutor):
             self._advance()
 
     def _leave(self, hand: Hand) -> None:
+        self._sharing.leave(hand.former)
         if hand.stage is not None and not hand.part.meeting:
             self._staging.leave(hand.stage)
 
@@ -427,8 +472,41 @@ class ProcessExecutor(LocalExecutor):
         super().release(message)
 
     def copy(self, message: Piece) -> None:
+        if self._sharing.share(message):
+            now = self._clock()
+            self._desk.post(Completed(message.run, message.part, self._rank, now, now))
+            return
+        if not isinstance(message, Read):
+            try:
+                move = self._sharing.move((message.target.allocation,), self._copies)
+            except MemoryError as error:
+                self._copied(message, error)
+                return
+            if move is not None:
+                move.waiting.append(lambda: self._copy(message))
+                return
+        self._copy(message)
+
+    def fetch(self, slot: Slot, args: Sequence[Any], scratch: Sequence[int], plan: Plan) -> asyncio.Future[None] | None:
+        """A callback is about to see a slot: what it may write shares its memory with nothing."""
+        tensor = args[slot.index] if slot.source is Source.ARGUMENT and slot.writable else None
+        if type(tensor) is not DeviceTensor:
+            return None
+        moved: asyncio.Future[None] = self._loop.create_future()
+        try:
+            move = self._sharing.move((tensor.allocation,), self._copies)
+        except MemoryError as error:
+            moved.set_exception(error)
+            return moved
+        self._shared.written.add(tensor.allocation)
+        if move is None:
+            return None
+        move.waiting.append(partial(_settle, moved))
+        return moved
+
+    def _copy(self, message: Piece) -> None:
         if size_of(message) <= LARGE_COPY:
-            self._desk.post(self.copied(message))
+            self._copied(message, self.copied(message))
             return
         self._copies.do(lambda: self.copied(message), lambda answer: self._copied(message, answer))
 
@@ -438,6 +516,11 @@ class ProcessExecutor(LocalExecutor):
             answer = Failed(message.run, message.part, self._rank, -1, answer, now, now)
         if not self.dead:
             self._desk.post(answer)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _bring(hand: Hand, copies: list[tuple[Array, Array]]) -> None:

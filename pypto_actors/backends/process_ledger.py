@@ -29,6 +29,7 @@ class Ledger:
         self._functions: dict[int, tuple[Callable[..., Any], int]] = {}
         self._parts: dict[int, tuple[Part, int]] = {}
         self._slabs: set[int] = set()
+        self._writes: dict[int, tuple[Plan, tuple[int, ...]]] = {}  # of each plan, the arguments that it writes
         self._last = 0
 
     def _number(self) -> int:
@@ -69,6 +70,18 @@ class Ledger:
             known = self._functions[id(function)] = (function, self._number())
             out.append(Learn(known[1], blob))
         return known[1]
+
+    def written(self, message: Dispatch) -> list[int]:
+        """The allocations among the arguments that any part of a dispatch writes."""
+        plan = message.plan
+        known = self._writes.get(id(plan))
+        if known is None:
+            if len(self._writes) >= MOST:
+                self._writes.clear()
+            slots = [slot for part in plan.parts for slot in part.slots if slot.writable and slot.source is Source.ARGUMENT]
+            known = self._writes[id(plan)] = plan, tuple(sorted({slot.index for slot in slots}))
+        args = message.args
+        return [arg.allocation for index in known[1] if type(arg := args[index]) is DeviceTensor]
 
     # ------------------------------------------------------------------------------------------ values
 

@@ -10,7 +10,7 @@ import ctypes
 import mmap
 import os
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,6 +26,7 @@ PUNCH = 1 << 16  # from here on, bytes given back lose their pages; below they a
 PUNCH_ELSEWHERE = 1 << 22  # from here on, in a thread
 KEEP_STAGED = 1 << 26  # staging below this keeps its pages for the next one
 FIRST_SLAB = 1 << 28
+SHARED = 1 << 20  # from here on, a copy of a whole allocation may be put off until one of both is written
 KEEP_SIZE_PUNCH_HOLE = 3  # the flags of fallocate(2)
 
 
@@ -60,6 +61,7 @@ class Slab:
 class Block(Struct, frozen=True, eq=False):
     """Bytes that belong to somebody. `size`: of its class."""
 
+    heap: Heap
     slab: Slab
     offset: int
     size: int
@@ -86,14 +88,14 @@ class Heap:
         free = self._free.get(size)
         if free:
             slab, offset = free.pop()
-            return Block(slab, offset, size, nbytes)
+            return Block(self, slab, offset, size, nbytes)
         align = min(size, mmap.PAGESIZE)
         offset = -(-self._next // align) * align
         if not self.slabs or offset + size > self.slabs[-1].size:
             self.slabs.append(self._new_slab(max(FIRST_SLAB << len(self.slabs), size)))
             offset = 0
         self._next = offset + size
-        return Block(self.slabs[-1], offset, size, nbytes)
+        return Block(self, self.slabs[-1], offset, size, nbytes)
 
     def give(self, block: Block) -> None:
         """A block is free again."""
@@ -121,7 +123,11 @@ class Heap:
 
 
 class SharedInterconnect(Interconnect):
-    """Device memory that other processes can map, and staging for host arrays. `elsewhere(work)` has work done in some thread."""
+    """Device memory that other processes can map, and staging for host arrays. `elsewhere(work)` has work done in some thread.
+
+    Allocations may share a block, which none of them may write then: each is given one of its own first (copy on write, as the pages of
+    a forked process). `written`: those that a kernel or a callback has written, or may have.
+    """
 
     def __init__(self, elsewhere: Callable[[Callable[[], None]], None]) -> None:
         super().__init__()
@@ -129,6 +135,8 @@ class SharedInterconnect(Interconnect):
         self._elsewhere = elsewhere
         self._heaps: dict[int, Heap] = {}
         self._blocks: dict[int, Block] = {}
+        self._users: dict[Block, int] = {}  # of a block that has several
+        self.written: set[int] = set()
         self._last = 0
         self._by_address: list[tuple[int, int]] = []  # (address, slab), sorted
 
@@ -155,19 +163,84 @@ class SharedInterconnect(Interconnect):
     def release(self, allocation: int) -> None:
         rank = self._ranks.get(allocation)
         super().release(allocation)
+        self.written.discard(allocation)
         block = self._blocks.pop(allocation, None)
         if block is not None and rank is not None:
-            self._heaps[rank].give(block)
+            self.leave(block)
 
     def lose(self, rank: int) -> None:
-        """A device has died: its memory goes as a whole, and its places are never used again."""
+        """A device has died: its memory goes as a whole, but for what it shares with others, and its places are never used again."""
         self.gone.add(rank)
+        blocks = []
         for allocation in [allocation for allocation, where in self._ranks.items() if where == rank]:
             Interconnect.release(self, allocation)
-            del self._blocks[allocation]
+            self.written.discard(allocation)
+            block = self._blocks.pop(allocation)
+            if block in self._users:
+                self.leave(block)
+            else:
+                blocks.append(block)
         heap = self._heaps.pop(rank, None)
         if heap is not None:
-            self._drop(heap.slabs)
+            kept = {block.slab for block in (*self._blocks.values(), *self._users)}
+            self._drop([slab for slab in heap.slabs if slab not in kept])
+            for block in blocks:
+                if block.slab in kept:
+                    heap.give(block)
+
+    # ------------------------------------------------------------------------------------------ copy on write
+
+    def can_share(self, target: DeviceTensor, source: DeviceTensor) -> bool:
+        """May a copy be put off? Of whole allocations, large, and of something that no kernel has written yet: it may well never be."""
+        mine, other = self._blocks.get(target.allocation), self._blocks.get(source.allocation)
+        if mine is None or other is None or source.allocation in self.written:
+            return False
+        return target.nbytes >= SHARED and mine.nbytes == other.nbytes == target.nbytes
+
+    def share(self, target: int, source: int) -> bool:
+        """Give the block of one allocation, which nobody uses now, for that of another; `False`: they share it already."""
+        block, former = self._blocks[source], self._blocks[target]
+        if block is former:
+            return False
+        self._users[block] = self._users.get(block, 1) + 1
+        self._blocks[target] = block
+        self.buffers[target] = block.array()
+        self.written.discard(target)
+        self.leave(former)
+        return True
+
+    def shares(self, allocation: int) -> bool:
+        return bool(self._users) and self._blocks.get(allocation) in self._users
+
+    def detach(self, allocations: Sequence[int]) -> list[Block]:
+        """Give each a block of its own, zeroed. Gives those that they had, which are to be left when nobody reads them there.
+
+        Raises:
+            MemoryError: nothing has changed.
+        """
+        former = [self._blocks[allocation] for allocation in allocations]
+        blocks: list[Block] = []
+        try:
+            for allocation, block in zip(allocations, former, strict=True):
+                blocks.append(self.heap(self._ranks[allocation]).take(block.nbytes))
+        except BaseException:
+            for block in blocks:
+                self.leave(block)
+            raise
+        for allocation, block in zip(allocations, blocks, strict=True):
+            self._blocks[allocation] = block
+            self.buffers[allocation] = block.array()
+        return former
+
+    def leave(self, block: Block) -> None:
+        """One user less; the last one gives it back."""
+        users = self._users.get(block, 1)
+        if users > 2:
+            self._users[block] = users - 1
+        elif users == 2:
+            del self._users[block]
+        else:
+            block.heap.give(block)
 
     def _drop(self, slabs: Iterable[Slab]) -> None:
         for slab in slabs:
@@ -196,6 +269,7 @@ class SharedInterconnect(Interconnect):
         self.buffers.clear()
         self._ranks.clear()
         self._blocks.clear()
+        self._users.clear()
         for heap in self._heaps.values():  # who still has one keeps none of its memory
             heap.clear()
         self._heaps.clear()
