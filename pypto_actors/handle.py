@@ -135,7 +135,7 @@ class DistributedRunHandle(Record, eq=False, weakref=True):
             refuse_inside_callback(self.worker, "waiting for a dispatch")
         if not self.state.final:
             self._check_thread("await")
-            waiter = self.system.loop.create_future()
+            waiter = self.system.waiter()
             self.enlist(waiter)
             try:
                 yield from waiter

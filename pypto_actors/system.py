@@ -58,6 +58,7 @@ class System:
         self._later: deque[Callable[[], None]] = deque()
         self._calls: deque[Call] = deque()  # the host actor's mail
         self._scheduled = False
+        self._waking = False  # are tasks going on, and does a turn follow when they have?
         self._whole = trace is not None  # must each turn be a whole one, for the trace or after a crash?
         self.eager = False  # do kernels run elsewhere, so that a turn in the caller's frame is short?
         self.wakeups: list[Waiter] = []  # resolved, and not yet told
@@ -115,7 +116,8 @@ class System:
             self.trace(Received(self.loop.time(), getattr(message, "run", 0), COORDINATOR, message))
         if not self._scheduled:
             self._scheduled = True
-            self.loop.call_soon(self.turn)
+            if not self._waking:
+                self.loop.call_soon(self.turn)
 
     def tell_now(self, message: Submit, record: Record) -> None:
         """Put a message into the mailbox and let the actors work at once: what waits for a kernel elsewhere has a way to go."""
@@ -256,12 +258,24 @@ class System:
             self.work()
 
     def _wake(self) -> None:
-        """Let the tasks go on whose dispatches have ended. A callback of the loop: no task is running."""
+        """Let the tasks go on whose dispatches have ended. A callback of the loop: no task is running.
+
+        What they submit goes on its way to a kernel elsewhere at once, not when the loop has looked for input.
+        """
         wakeups = self.wakeups
+        waking = self._waking = self.eager and not self._scheduled
         try:
             while wakeups:
                 wakeups.pop(0).wake()
-        finally:  # the user has interrupted one of them
+        except BaseException:  # the user has interrupted one of them
+            self.loop.call_soon(self._wake)
+            if waking and self._scheduled:
+                self.loop.call_soon(self.turn)
+            raise
+        finally:
+            self._waking = False
+        if waking and self._scheduled:
+            self.work()
             if wakeups:
                 self.loop.call_soon(self._wake)
 
@@ -320,7 +334,8 @@ class System:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self.loop.call_soon(self.turn)
+            if not self._waking:
+                self.loop.call_soon(self.turn)
 
     def _tick_if_due(self) -> bool:
         """Tell the coordinator the time before it hands over anything whose deadline has passed."""
