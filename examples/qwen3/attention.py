@@ -8,14 +8,12 @@ Keys are stored by rows too: writing a token is one contiguous copy, and BLAS re
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from examples.qwen3.weights import Array
 
-# Up to so many query heads for a key head, one gemv each is at least as fast as a gemm, which packs the keys first
-GEMV_GROUPS = 4
+# Scores of one key head in one product: up to here OpenBLAS multiplies the keys as they are, and packs them first beyond.
+TILE = 1024
 # Query rows of one block in prefill: the scores of a block stay in the L2 cache, the wasted triangle stays small.
 BLOCK = 64
 # exp(60) summed over a billion tokens is still a float32.
@@ -42,20 +40,18 @@ def attend_decode(queries: Array, keys: Array, values: Array, mask: Array | None
     head_dim); `mask`: (batch, 1, 1, n) of 0 and -inf, or None where all sequences are n tokens long;
     `bound`: the largest that a score can be; `scores`: scratch (batch, kv_heads, group, n).
     """
-    if queries.shape[2] <= GEMV_GROUPS:
-        one: tuple[Any, ...] = (slice(None), slice(None), slice(None), None)
-        every: tuple[Any, ...] = (slice(None), slice(None), None)
-        np.matmul(queries[one], keys.swapaxes(2, 3)[every], out=scores[one])
-        if mask is not None:
-            scores += mask
-        sums = softmax_weights(scores, bound)
-        np.matmul(scores[one], values[every], out=out[one])
-    else:
-        np.matmul(queries, keys.swapaxes(2, 3), out=scores)
-        if mask is not None:
-            scores += mask
-        sums = softmax_weights(scores, bound)
-        np.matmul(scores, values, out=out)
+    count = keys.shape[2]
+    positions = max(1, TILE // queries.shape[2])
+    for start in range(0, count, positions):
+        some = slice(start, start + positions)
+        np.matmul(queries, keys[:, :, some].swapaxes(2, 3), out=scores[..., some])
+    if mask is not None:
+        scores += mask
+    sums = softmax_weights(scores, bound)
+    np.matmul(scores[..., :positions], values[:, :, :positions], out=out)
+    for start in range(positions, count, positions):
+        some = slice(start, start + positions)
+        out += np.matmul(scores[..., some], values[:, :, some])
     out /= sums
 
 

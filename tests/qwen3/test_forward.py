@@ -8,7 +8,7 @@ import pytest
 from examples.qwen3.attention import BLOCK, SAFE_SCORE, attend_decode, attend_prefill
 from examples.qwen3.config import Config
 from examples.qwen3.direct import DirectModel
-from examples.qwen3.forward import multiply, swiglu
+from examples.qwen3.forward import WIDTH, multiply, swiglu
 from examples.qwen3.weights import Array, interleave, random_weights, rope_table, transposed
 
 
@@ -72,13 +72,30 @@ def test_scores_that_would_overflow_are_shifted() -> None:
     np.testing.assert_allclose(out, 1)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 8])
-def test_a_product_is_the_same_for_any_number_of_rows(rows: int) -> None:
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 16, 17])
+@pytest.mark.parametrize("shape", [(7, 5), (200, 301), (70, WIDTH - 1), (45, 2 * WIDTH + 1), (1, 25 * WIDTH)])
+def test_a_product_is_the_same_for_any_number_of_rows(rows: int, shape: tuple[int, int]) -> None:
+    """Also of matrices that are cut into tiles, even or not."""
     rng = np.random.default_rng(rows)
-    x, matrix = rng.standard_normal((rows, 7), np.float32), rng.standard_normal((7, 5), np.float32)
-    out = np.empty((rows, 5), np.float32)
+    x, matrix = rng.standard_normal((rows, shape[0]), np.float32), rng.standard_normal(shape, np.float32)
+    out = np.full((rows, shape[1]), np.nan, np.float32)
     multiply(x, matrix, out)
-    np.testing.assert_allclose(out, x.astype(np.float64) @ matrix, atol=1e-5)
+    np.testing.assert_allclose(out, x.astype(np.float64) @ matrix, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [255, 256, 257, 700])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_over_many_positions_is_that_over_each(count: int, masked: bool) -> None:
+    rng = np.random.default_rng(count)
+    queries, keys, values = (rng.standard_normal(shape, np.float32) for shape in ((2, 1, 4, 8), (2, 1, count, 8), (2, 1, count, 8)))
+    lengths = [count, count - 3] if masked else [count, count]
+    visible = np.arange(count) < np.array(lengths)[:, None]
+    mask = np.where(visible, np.float32(0), np.float32(-np.inf))[:, None, None] if masked else None
+    out, scores = np.empty_like(queries), np.empty((2, 1, 4, count), np.float32)
+    attend_decode(queries, keys, values, mask, 400.0, scores, out)
+    for row, length in enumerate(lengths):
+        wanted = plain_attention(queries[row].reshape(4, 8), keys[row, :, :length], values[row, :, :length])
+        np.testing.assert_allclose(out[row].reshape(4, 8), wanted, atol=1e-5)
 
 
 def test_swiglu_of_large_gates_is_finite() -> None:
