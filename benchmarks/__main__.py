@@ -32,7 +32,6 @@ NAMES = (
     "thread_chain",
     "two_devices",
     "qwen3_decode",
-    "qwen3_chain",
     "live_and_queued",
     "many_devices",
     "idle_cpu",

@@ -35,6 +35,7 @@ from examples.qwen3.checkpoint import Checkpoint
 from examples.qwen3.config import read_config
 from examples.qwen3.programs import make_programs
 from examples.qwen3.runner import Qwen3
+from examples.qwen3.sampling import Sampler
 
 PROMPT, STEPS, PREFILL = 128, 32, 512
 ROUNDS = 5
@@ -107,56 +108,54 @@ class Other:
 
 
 async def ours(model: Qwen3, batch: int, prompt: int, tokens: int) -> tuple[float, list[list[int]]]:
-    """The same by the worker: prefill of each sequence, then batched decode."""
+    """The same by the worker: prefill of each sequence, then decode of all that there are on its device, as the example does it."""
     ids = (np.arange(batch * prompt).reshape(batch, prompt) * 7919) % VOCABULARY
     start = time.perf_counter()
-    newest = [int((await model.prefill(row, slot)).argmax()) for slot, row in enumerate(ids)]
-    out = [newest]
-    for position in range(prompt, prompt + tokens - 1):
-        newest = (await model.decode(newest, [position] * batch)).argmax(axis=1).tolist()
-        out.append(newest)
+    out = [[int((await model.prefill(row, slot)).argmax()) for slot, row in enumerate(ids)]]
+    out += [chosen.tolist() async for chosen in model.decode_ahead(tokens - 1, Sampler())]
     return time.perf_counter() - start, np.transpose(out).tolist()
 
 
 async def further_pass(directory: Path) -> None:
     """What is measured, our side, once and briefly: for a trace."""
-    async with opened(directory) as model:
+    async with opened(directory) as models:
         for batch, prompt, tokens in ((1, PROMPT, 1 + QUICK), (16, PROMPT, 1 + QUICK), (1, PREFILL, 1)):
-            await ours(model, batch, prompt, tokens)
+            await ours(models[batch], batch, prompt, tokens)
 
 
 @asynccontextmanager
-async def opened(directory: Path) -> AsyncIterator[Qwen3]:
-    """The worker's side, with the checkpoint that the other side has made."""
+async def opened(directory: Path) -> AsyncIterator[dict[int, Qwen3]]:
+    """The worker's side, for each batch, with the checkpoint that the other side has made."""
     config = read_config(directory)
-    programs = make_programs(config, config.max_positions, batch=16)
+    one, many = (make_programs(config, config.max_positions, batch) for batch in (1, 16))
     parts = Checkpoint(directory, config).parts(config.max_positions)
     async with (
-        pa.DistributedWorker(programs.both, trace=harness.hook("Qwen3 20M")) as worker,
-        Qwen3(worker, programs, parts) as model,
+        pa.DistributedWorker([*one.both, *many.both], trace=harness.hook("Qwen3 20M")) as worker,
+        Qwen3(worker, one, parts) as single,
+        Qwen3(worker, many, single) as batched,
     ):
-        yield model
+        yield {1: single, 16: batched}
 
 
 async def compare(other: Other, directory: Path, rounds: int, steps: int) -> dict[str, dict[str, list[float]]]:
     """For each question the seconds of both sides in each round: of a step of decode, or of a prefill."""
     results: dict[str, dict[str, list[float]]] = {name: {"ours": [], "transformers": []} for name in NEEDED}
-    async with opened(directory) as model:
+    async with opened(directory) as models:
         for number in range(rounds + 1):
             for name, result in results.items():
-                for side, seconds in (await one_round(other, model, name, steps)).items():
+                for side, seconds in (await one_round(other, models, name, steps)).items():
                     if number:
                         result[side].append(seconds)
     return results
 
 
-async def one_round(other: Other, model: Qwen3, name: str, steps: int) -> dict[str, float]:
+async def one_round(other: Other, models: dict[int, Qwen3], name: str, steps: int) -> dict[str, float]:
     """Seconds of each side. A decode step is what 1 + `steps` tokens take longer than 1 token, as a share."""
     decode = name.startswith("decode")
     batch = int(name.split()[-1]) if decode else 1
     runs = [(PROMPT, 1), (PROMPT, 1 + steps)] if decode else [(PREFILL, 1)]
     sides = {
-        "ours": [await ours(model, batch, *run) for run in runs],
+        "ours": [await ours(models[batch], batch, *run) for run in runs],
         "transformers": [other.generate(batch, *run) for run in runs],
     }
     if [out for _, out in sides["ours"]] != [out for _, out in sides["transformers"]]:

@@ -6,7 +6,6 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable
 
 from examples.qwen3.errors import OptionError
 
@@ -87,25 +86,15 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """Shows how far loading is, once it has taken `patience` seconds, and then at most once each `patience`.
+    """Shows how far loading is, once it has taken `patience` seconds, and then at most once each `patience`."""
 
-    `times`: how often the model is loaded, one after another; `of_next` gives what each of them reports to.
-    """
-
-    def __init__(self, what: str, times: int = 1, patience: float = 1.0) -> None:
+    def __init__(self, what: str, patience: float = 1.0) -> None:
         self._what = what
-        self._times = times
-        self._begun = 0
         self._patience = patience
         self._next = time.perf_counter() + patience
 
-    def of_next(self) -> Callable[[float], None]:
-        """Takes the share of the next loading that is done, 0 to 1."""
-        before = self._begun
-        self._begun += 1
-        return lambda share: self._show((before + share) / self._times)
-
-    def _show(self, share: float) -> None:
+    def show(self, share: float) -> None:
+        """`share`: what is done, 0 to 1."""
         now = time.perf_counter()
         if now >= self._next:
             self._next = now + self._patience

@@ -51,7 +51,8 @@ except ImportError:
 class Stats:
     """What `--stats` prints. Decode counts the steps, one fewer than the tokens: prefill gives the first.
 
-    Of several sequences at once, tokens are summed up, and seconds are those of the slowest.
+    Prefill lasts until the first token is there, decode from then on until the last one is. Of several sequences at once, tokens are summed
+    up, and seconds are those of the slowest.
     """
 
     prefill_tokens: int = 0
@@ -101,20 +102,18 @@ def read_prompt(options: Options, config: Config) -> tuple[list[int], Tokenizer 
     return ids, tokenizer
 
 
-async def tokens(model: Model, ids: list[int], count: int, sampler: Sampler, stats: Stats) -> AsyncGenerator[tuple[int, Array], None]:
-    """Up to `count` tokens behind `ids`, each with the logits (V,) it was chosen from; an EOS is the last."""
+async def timed(stream: AsyncGenerator[tuple[int, Array | None]], stats: Stats) -> AsyncGenerator[tuple[int, Array | None]]:
+    """The same tokens; fills `stats` as they come."""
     start = time.perf_counter()
-    logits = await model.prefill(ids)
-    stats.prefill_tokens, stats.prefill_seconds = len(ids), time.perf_counter() - start
-    for position in range(len(ids), len(ids) + count):
-        token = sampler.choose(logits)
-        yield token, logits
-        if token in model.config.eos_token_ids or position + 1 == len(ids) + count:
-            return
-        start = time.perf_counter()
-        logits = (await model.decode([token], [position]))[0]
-        stats.decode_seconds += time.perf_counter() - start
-        stats.decode_tokens += 1
+    async with contextlib.aclosing(stream):
+        async for token, logits in stream:
+            now = time.perf_counter()
+            if stats.prefill_seconds:
+                stats.decode_tokens += 1
+                stats.decode_seconds = now - start - stats.prefill_seconds
+            else:
+                stats.prefill_seconds = now - start
+            yield token, logits
 
 
 async def generate(options: Options, output: Output, stats: Stats, chosen: list[Chosen], trace: tracing.Recorder | None = None) -> None:
@@ -124,24 +123,25 @@ async def generate(options: Options, output: Output, stats: Stats, chosen: list[
     start = time.perf_counter()
     count = min(options.max_tokens, config.max_positions - len(ids))
     checkpoint = Checkpoint(options.model, config)
-    progress = Progress(str(options.model), options.models)
+    progress = Progress(str(options.model))
 
     async def write(model: Model, number: int, one: Chosen, pages: Pages) -> None:
-        mine = Stats()
+        mine = Stats(prefill_tokens=len(ids))
         shown = TextStream(tokenizer) if tokenizer else None
         seed = None if options.seed is None else options.seed + number
         sampler = Sampler(options.temperature, options.top_k, options.top_p, seed)
-        async with contextlib.aclosing(tokens(model, ids, count, sampler, mine)) as stream:
+        keep = options.save_logits is not None
+        async with contextlib.aclosing(timed(model.generate(ids, count, sampler, keep), mine)) as stream:
             async for token, logits in stream:
                 one.tokens.append(token)
-                if options.save_logits:
+                if logits is not None:
                     one.logits.append(logits)
                 pages.write(number, shown.push(token) if shown else f"{',' if len(one.tokens) > 1 else ''}{token}")
         pages.write(number, (shown.finish() if shown else "") + "\n")
         pages.end(number)
         stats.add(mine)
 
-    async with open_models(options, config, len(ids) + count, lambda n: checkpoint.parts(n, progress.of_next()), trace) as models:
+    async with open_models(options, config, len(ids) + count, lambda n: checkpoint.parts(n, progress.show), trace) as models:
         stats.load_seconds = time.perf_counter() - start
         chosen += [Chosen() for _ in models]
         pages = Pages(output, len(models))

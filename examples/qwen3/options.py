@@ -41,11 +41,6 @@ class Options:
     plot: Path | None
     stats: bool
 
-    @property
-    def models(self) -> int:
-        """How many models there are, each with a sequence of its own."""
-        return 1 if self.parallel == "tensor" else self.devices
-
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, like all others of this example."""

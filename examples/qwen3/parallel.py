@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -18,6 +18,7 @@ from examples.qwen3.parallel_programs import ShardedPrograms, make_sharded_progr
 from examples.qwen3.parallel_shards import shards_of
 from examples.qwen3.programs import Programs, make_programs
 from examples.qwen3.runner import Qwen3
+from examples.qwen3.sampling import Sampler
 from examples.qwen3.weights import Array, Part
 from pypto_actors import tracing
 
@@ -30,11 +31,9 @@ class Model(Protocol):
     @property
     def config(self) -> Config: ...
 
-    async def prefill(self, tokens: Iterable[int]) -> Array:
-        """Logits (V,) behind a prompt."""
-
-    async def decode(self, tokens: Iterable[int], positions: Iterable[int]) -> Array:
-        """Logits (1, V) behind one further token, at its position."""
+    def generate(self, ids: Iterable[int], count: int, sampler: Sampler, keep: bool = False) -> AsyncGenerator[tuple[int, Array | None]]:
+        """Up to `count` tokens behind a prompt; an EOS is the last. Each with the logits (V,) that it was chosen from, where they are to
+        `keep`. Raises `CheckpointError` where logits are not finite."""
 
 
 Parts = Callable[[int], Iterable[Part]]  # all parts of the model, with a rotary table for so many tokens
@@ -54,7 +53,7 @@ async def open_models(
     else:
         programs = make_programs(config, positions)
         worker = open_worker(programs.both, options.backend, devices, trace)
-        async with worker as entered, replicas(entered, programs, lambda: parts(positions), devices) as models:
+        async with worker as entered, replicas(entered, programs, parts(positions), devices) as models:
             yield models
 
 
@@ -80,12 +79,14 @@ async def open_worker(
 
 
 @contextlib.asynccontextmanager
-async def replicas(
-    worker: pa.DistributedWorker, programs: Programs, parts: Callable[[], Iterable[Part]], devices: int
-) -> AsyncIterator[Sequence[Model]]:
-    """The whole model on each device: `devices` sequences at once, by the same two programs."""
+async def replicas(worker: pa.DistributedWorker, programs: Programs, parts: Iterable[Part], devices: int) -> AsyncIterator[Sequence[Qwen3]]:
+    """The whole model on each device: `devices` sequences at once, by the same two programs. The weights come from the host once; the
+    other devices have them from the first."""
     async with contextlib.AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(Qwen3(worker, programs, parts(), device)) for device in range(devices)]
+        models = [await stack.enter_async_context(Qwen3(worker, programs, parts))]
+        for device in range(1, devices):
+            models.append(await stack.enter_async_context(Qwen3(worker, programs, models[0], device)))
+        yield models
 
 
 class TensorParallel:
@@ -125,11 +126,26 @@ class TensorParallel:
         while self._tensors:
             await self._worker.free_tensor(self._tensors.popitem()[1])
 
+    async def generate(
+        self, ids: Iterable[int], count: int, sampler: Sampler, keep: bool = False
+    ) -> AsyncGenerator[tuple[int, Array | None]]:
+        """The logits are put together on the host, and the token is chosen there, before the next step can begin."""
+        prompt = list(ids)
+        logits = await self.prefill(prompt)
+        for position in range(len(prompt), len(prompt) + count):
+            token = sampler.choose(logits)
+            yield token, logits if keep else None
+            if token in self.config.eos_token_ids or position + 1 == len(prompt) + count:
+                return
+            logits = (await self.decode([token], [position]))[0]
+
     async def prefill(self, tokens: Iterable[int]) -> Array:
+        """Logits (V,) behind a prompt."""
         ids = np.fromiter(tokens, np.int64)
         return await self._run(self._prefill, ids, np.arange(len(ids), dtype=np.int64))
 
     async def decode(self, tokens: Iterable[int], positions: Iterable[int]) -> Array:
+        """Logits (1, V) behind one further token, at its position."""
         return (await self._run(self._decode, np.fromiter(tokens, np.int64), np.fromiter(positions, np.int64)))[None]
 
     async def _run(self, bound: pa.BoundProgram, ids: Ids, places: Ids) -> Array:

@@ -92,13 +92,10 @@ def test_a_device_that_dies_is_told(argv: tuple[str, ...], monkeypatch: pytest.M
 
 
 def test_what_one_sequence_runs_out_of_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    class Greedy:
-        def __init__(self, *_: object) -> None: ...
+    def broken(*_: object) -> None:
+        raise pa.KernelError("decode failed") from MemoryError("short")
 
-        def choose(self, _: object) -> int:
-            raise pa.KernelError("decode failed") from MemoryError("short")
-
-    monkeypatch.setattr(generate, "Sampler", Greedy)
+    monkeypatch.setattr(generate, "timed", broken)
     assert main(["--prompt-ids", "1", "--devices", "2"]) == 2
     assert capsys.readouterr().err == f"error: the model does not fit (short); {SMALLER}\n"
 

@@ -166,13 +166,10 @@ def test_pages_show_one_after_another(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_fault_of_one_sequence_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    class Broken:
-        def __init__(self, *_: object) -> None: ...
+    def broken(*_: object) -> None:
+        raise OptionError("it broke")
 
-        def choose(self, _: object) -> int:
-            raise OptionError("it broke")
-
-    monkeypatch.setattr(generate, "Sampler", Broken)
+    monkeypatch.setattr(generate, "timed", broken)
     assert main(["--prompt-ids", "1", "--devices", "2"]) == 2
     assert capsys.readouterr().err == "error: it broke\n"
 
