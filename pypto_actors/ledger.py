@@ -21,10 +21,11 @@ def out_of_memory(device: int, asked: int, arena: Arena, what: str) -> Failure:
 
 
 def host_out_of_memory(device: int, asked: int, arena: Arena, why: BaseException) -> Failure:
-    """The books have room, but the machine that simulates the device has not."""
+    """The books have room, but the machine that simulates the device has not. `asked`: 0, where what is there already was to be copied."""
+    what = f"{asked} bytes" if asked else "what it needs"
     return Failure(
         DeviceOutOfMemoryError,
-        f"device {device} could not get {asked} bytes of the memory of its host: {why}; free tensors first, or use fewer or smaller ones",
+        f"device {device} could not get {what} of the memory of its host: {why}; free tensors first, or use fewer or smaller ones",
         {"asked": asked, "free": arena.free, "capacity": arena.capacity},
         why,
     )

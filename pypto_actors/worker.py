@@ -413,7 +413,11 @@ class DistributedWorker:
         return array
 
     async def transfer(self, dst: AnyTensor, src: AnyTensor) -> None:
-        """Device tensor to device tensor of the same shape and dtype, also across devices; errors as of `copy_to`."""
+        """Device tensor to device tensor of the same shape and dtype, also across devices; errors as of `copy_to`.
+
+        On `process`, a whole tensor of 1 MiB or more that no kernel has written yet, such as weights, is copied only when one of both is
+        written; who writes it then waits for the copy, and fails with `DeviceOutOfMemoryError` if the host has no memory for it.
+        """
         self._enter("transfer")
         await self._calls().transfer(dst, src)
 
