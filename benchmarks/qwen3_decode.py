@@ -143,6 +143,8 @@ async def in_blocks(batch: int, rounds: int) -> harness.Rounds:
             return measured
 
         sides = {"direct": by_direct, "worker": by_worker, "singly": singly, "step by step": step_by_step, "bare thread": by_bare_thread}
+        if programs.steps == 1:
+            del sides["singly"]  # the same as `worker`
         return await harness.paired(rounds, {name: timed(side) for name, side in sides.items()}, warm_up=2)
 
 
@@ -160,7 +162,6 @@ def measure_batch(batch: int, rounds: int, placements: int, must: float) -> Answ
     notes = {
         **harness.microseconds(times),
         "% added by a bare thread": statistics.median(added["bare thread"]),
-        "% added singly": statistics.median(added["singly"]),
         "% added step by step": statistics.median(added["step by step"]),
         "% added, lower quartiles": 100 * (quiet["worker"] / quiet["direct"] - 1),
         "% added, placement with the least": min(medians),
@@ -168,8 +169,10 @@ def measure_batch(batch: int, rounds: int, placements: int, must: float) -> Answ
     }
     how = f"{len(added['worker'])} blocks of {BLOCK[batch]} steps of each in turn; placements {min(medians):+.1f} to {max(medians):+.1f} %"
     how += f", lower quartiles {notes['% added, lower quartiles']:+.1f} %"
-    how += f"; singly {notes['% added singly']:+.1f} %"
-    how += f", step by step {notes['% added step by step']:+.1f} %, a bare thread {notes['% added by a bare thread']:+.1f} %"
+    if "singly" in added:
+        notes["% added singly"] = statistics.median(added["singly"])
+        how += f"; singly {notes['% added singly']:+.1f} %"
+    how += f"; step by step {notes['% added step by step']:+.1f} %, a bare thread {notes['% added by a bare thread']:+.1f} %"
     question = f"Qwen3 20M decode, batch {batch}, thread: added"
     return Answer(question, "the same kernels in a direct loop", "%", must, 1, added["worker"], how, notes)
 
