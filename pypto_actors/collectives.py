@@ -26,13 +26,14 @@ def allreduce(member: int, operation: str, *refs: Array) -> None:
     start, stop = _share(refs[0].size, member, len(flat))
     step = max(1, BLOCK // refs[0].itemsize)
     first = 1 if isinstance(flat[0], np.ndarray) else 0
-    for begin in range(start, stop, step):
-        end = min(begin + step, stop)
-        total: Array = flat[0][begin:end]
-        for other in flat[1:]:
-            reduce_into(total, other[begin:end], out=total)
-        for other in flat[first:]:
-            other[begin:end] = total
+    with np.errstate(all="ignore"):  # an overflow is a value, and a warning would be nobody's here
+        for begin in range(start, stop, step):
+            end = min(begin + step, stop)
+            total: Array = flat[0][begin:end]
+            for other in flat[1:]:
+                reduce_into(total, other[begin:end], out=total)
+            for other in flat[first:]:
+                other[begin:end] = total
 
 
 def reduce_scatter(member: int, operation: str, result: Array, *refs: Array) -> None:
@@ -41,8 +42,9 @@ def reduce_scatter(member: int, operation: str, result: Array, *refs: Array) -> 
     chunk = refs[0].shape[0] // len(refs)
     mine = slice(member * chunk, (member + 1) * chunk)
     result[...] = refs[0][mine]
-    for other in refs[1:]:
-        reduce_into(result, other[mine], out=result)
+    with np.errstate(all="ignore"):
+        for other in refs[1:]:
+            reduce_into(result, other[mine], out=result)
 
 
 def broadcast(root: Array, ref: Array) -> None:

@@ -88,6 +88,7 @@ class Supervisor:
             raise RuntimeError(
                 f"the clock of this loop is virtual, and backend {backend.name!r} works in real time; use backend='inline', or a real loop"
             )
+        anyio.CancelScope()  # the first loads anyio's half for asyncio, for which a cancellation should not have to wait
         try:
             async with asyncio.timeout(timeout) as scope:
                 executors = await backend.start(range(self._config.world_size), system, system.loop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+AGAIN = "run it again, or with another --backend"
 NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)  # of the process, of the system
 
 
@@ -21,6 +22,10 @@ class PromptError(Qwen3Error):
 
 class OptionError(Qwen3Error):
     """An option has a value that makes no sense, or names a file that cannot be written."""
+
+
+class DeviceLostError(Qwen3Error):
+    """A simulated device has died, and what was on it is gone."""
 
 
 def remedy(error: OSError, otherwise: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pypto_actors as pa
-from examples.qwen3.errors import NO_MORE_FILES, Qwen3Error, remedy
+from examples.qwen3.errors import AGAIN, NO_MORE_FILES, Qwen3Error, remedy
 
 TOLD = (Qwen3Error, MemoryError, OSError, pa.PyptoActorsError)
 
@@ -30,7 +30,7 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, OSError) and cause.strerror and (cause is error or cause.errno in NO_MORE_FILES):
             where = "" if cause.filename is None else f"{cause.filename}: "
             return f"{where}{cause.strerror}; {remedy(cause, 'check the path and its permissions')}"
-    return f"{_line(error) or type(error).__name__}; run it again, or with another --backend"
+    return f"{_line(error) or type(error).__name__}; {AGAIN}"
 
 
 def _line(error: BaseException) -> str:

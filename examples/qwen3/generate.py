@@ -131,15 +131,17 @@ async def generate(options: Options, output: Output, stats: Stats, chosen: list[
         seed = None if options.seed is None else options.seed + number
         sampler = Sampler(options.temperature, options.top_k, options.top_p, seed)
         keep = options.save_logits is not None
-        async with contextlib.aclosing(timed(model.generate(ids, count, sampler, keep), mine)) as stream:
-            async for token, logits in stream:
-                one.tokens.append(token)
-                if logits is not None:
-                    one.logits.append(logits)
-                pages.write(number, shown.push(token) if shown else f"{',' if len(one.tokens) > 1 else ''}{token}")
-        pages.write(number, (shown.finish() if shown else "") + "\n")
-        pages.end(number)
-        stats.add(mine)
+        try:
+            async with contextlib.aclosing(timed(model.generate(ids, count, sampler, keep), mine)) as stream:
+                async for token, logits in stream:
+                    one.tokens.append(token)
+                    if logits is not None:
+                        one.logits.append(logits)
+                    pages.write(number, shown.push(token) if shown else f"{',' if len(one.tokens) > 1 else ''}{token}")
+            pages.write(number, (shown.finish() if shown else "") + "\n")
+            pages.end(number)
+        finally:  # the reader of the output may have gone
+            stats.add(mine)
 
     async with open_models(options, config, len(ids) + count, lambda n: checkpoint.parts(n, progress.show), trace) as models:
         stats.load_seconds = time.perf_counter() - start

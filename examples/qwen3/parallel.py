@@ -11,13 +11,13 @@ import numpy as np
 
 import pypto_actors as pa
 from examples.qwen3.config import Config
-from examples.qwen3.errors import OptionError, remedy
+from examples.qwen3.errors import AGAIN, DeviceLostError, OptionError, remedy
 from examples.qwen3.forward import Ids
 from examples.qwen3.options import Options
 from examples.qwen3.parallel_programs import ShardedPrograms, make_sharded_programs
 from examples.qwen3.parallel_shards import shards_of
 from examples.qwen3.programs import Programs, make_programs
-from examples.qwen3.runner import Qwen3
+from examples.qwen3.runner import AHEAD, Qwen3
 from examples.qwen3.sampling import Sampler
 from examples.qwen3.weights import Array, Part
 from pypto_actors import tracing
@@ -53,7 +53,8 @@ async def open_models(
     else:
         programs = make_programs(config, positions)
         worker = open_worker(programs.both, options.backend, devices, trace)
-        async with worker as entered, replicas(entered, programs, parts(positions), devices) as models:
+        ahead = 1 if options.backend == "inline" else AHEAD
+        async with worker as entered, replicas(entered, programs, parts(positions), devices, ahead) as models:
             yield models
 
 
@@ -79,13 +80,15 @@ async def open_worker(
 
 
 @contextlib.asynccontextmanager
-async def replicas(worker: pa.DistributedWorker, programs: Programs, parts: Iterable[Part], devices: int) -> AsyncIterator[Sequence[Qwen3]]:
+async def replicas(
+    worker: pa.DistributedWorker, programs: Programs, parts: Iterable[Part], devices: int, ahead: int = AHEAD
+) -> AsyncIterator[Sequence[Qwen3]]:
     """The whole model on each device: `devices` sequences at once, by the same two programs. The weights come from the host once; the
     other devices have them from the first."""
     async with contextlib.AsyncExitStack() as stack:
-        models = [await stack.enter_async_context(Qwen3(worker, programs, parts))]
+        models = [await stack.enter_async_context(Qwen3(worker, programs, parts, 0, ahead))]
         for device in range(1, devices):
-            models.append(await stack.enter_async_context(Qwen3(worker, programs, models[0], device)))
+            models.append(await stack.enter_async_context(Qwen3(worker, programs, models[0], device, ahead)))
         yield models
 
 
@@ -114,8 +117,10 @@ class TensorParallel:
                     await self._worker.copy_to(tensor if part.layer is None else tensor[part.layer], np.ascontiguousarray(array))
             self._prefill = self._worker.bind(self.programs.prefill, **self._tensors)
             self._decode = self._worker.bind(self.programs.decode, **self._tensors)
-        except BaseException:
+        except BaseException as error:
             await self._free()
+            if isinstance(error, pa.StaleTensorError):
+                raise DeviceLostError(f"a device died while the model was loaded; {AGAIN}") from error
             raise
         return self
 

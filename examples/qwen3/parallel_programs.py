@@ -75,14 +75,16 @@ def make_sharded_programs(config: Config, positions: int, devices: int) -> Shard
     def feed(
         layer: int, b_o: pa.InArray, w_gate_up: pa.InArray, w_down: pa.InArray, reduced: pa.InArray, x: pa.InOutArray, partial: pa.OutArray
     ) -> None:
-        x += reduced
-        if config.attention_bias:
-            x += b_o[layer]
+        with np.errstate(over="ignore", invalid="ignore"):
+            x += reduced
+            if config.attention_bias:
+                x += b_o[layer]
         feed_columns(mine, w_gate_up[layer], w_down[layer], x, partial)
 
     @pa.kernel
     def add(reduced: pa.InArray, x: pa.InOutArray) -> None:
-        x += reduced
+        with np.errstate(over="ignore", invalid="ignore"):
+            x += reduced
 
     @pa.kernel
     def leave(head: pa.InArray, x: pa.InArray, logits: pa.OutArray) -> None:

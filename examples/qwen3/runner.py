@@ -12,6 +12,7 @@ import numpy as np
 
 import pypto_actors as pa
 from examples.qwen3.config import Config
+from examples.qwen3.errors import AGAIN, DeviceLostError
 from examples.qwen3.programs import Programs
 from examples.qwen3.sampling import Ids, Sampler, Sampling, checked
 from examples.qwen3.weights import Array, Part, Weights
@@ -37,14 +38,18 @@ class Qwen3:
                     print(token)
 
     `parts` are taken one by one, so that a layer at a time is in host memory; or they are another model that has been entered, whose
-    weights go from its device to this one. Entering raises what `parts` raises, and `DeviceOutOfMemoryError` where the model does not fit.
+    weights go from its device to this one. `ahead`: dispatches that are submitted and not over; 1 where a kernel keeps the loop, which
+    can do nothing beside it. Entering raises what `parts` raises, and `DeviceOutOfMemoryError` where the model does not fit.
     """
 
-    def __init__(self, worker: pa.DistributedWorker, programs: Programs, parts: Iterable[Part] | Qwen3, device: int = 0) -> None:
+    def __init__(
+        self, worker: pa.DistributedWorker, programs: Programs, parts: Iterable[Part] | Qwen3, device: int = 0, ahead: int = AHEAD
+    ) -> None:
         self.programs = programs
         self._device = device
         self._worker = worker
         self._parts = parts
+        self._most_under_way = ahead
         self._tensors: dict[str, pa.DeviceTensor] = {}  # weights and caches
         self._state: dict[str, pa.DeviceTensor] = {}  # what one step leaves to the next, and what needs not leave the device
         self._ready: dict[tuple[int, Sampling, bool], pa.BoundProgram] = {}
@@ -67,8 +72,10 @@ class Qwen3:
             await self._load(self._parts)
             self._prefill = self._worker.bind(self.programs.prefill, **self._tensors, **self._given("tokens", "positions"))
             self._decode = self._worker.bind(self.programs.decode, **self._tensors)
-        except BaseException:
+        except BaseException as error:
             await self._free()
+            if isinstance(error, pa.StaleTensorError):
+                raise DeviceLostError(f"a device died while the model was loaded; {AGAIN}") from error
             raise
         return self
 
@@ -133,11 +140,12 @@ class Qwen3:
     async def decode_ahead(self, count: int, sampler: Sampler, at_once: int | None = None) -> AsyncGenerator[Ids]:
         """`count` further tokens (batch,) of all sequences, which go on from where `prefill` and `decode_ahead` have left them.
 
-        `at_once`: steps in one dispatch, up to `programs.steps`, which is the default.
+        `at_once`: steps in one dispatch, up to `programs.steps`, the default. Raises `CheckpointError` where logits are not finite.
         """
         async with contextlib.aclosing(self._ahead([], count, sampler, False, at_once or self.programs.steps)) as over:
             async for _, chosen, _ in over:
                 for row in chosen:
+                    checked(int(row.min()))
                     yield row
 
     async def _ahead(self, begun: Iterable[UnderWay], further: int, sampler: Sampler, keep: bool, at_once: int) -> AsyncGenerator[UnderWay]:
@@ -145,7 +153,7 @@ class Qwen3:
         under_way = deque(begun)
         try:
             while under_way or further:
-                while further and len(under_way) < AHEAD:
+                while further and len(under_way) < self._most_under_way:
                     steps = min(further, at_once)
                     under_way.append(await self._submit_decode(steps, sampler, keep))
                     further -= steps

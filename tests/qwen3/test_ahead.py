@@ -40,12 +40,13 @@ async def opened(
     steps: int | None = 1,
     change: Callable[[Part], Part] = lambda part: part,
     eos: tuple[int, ...] = (),
+    ahead: int = 2,
 ) -> AsyncIterator[tuple[pa.DistributedWorker, Qwen3]]:
     config = dataclasses.replace(CONFIG, eos_token_ids=eos)
     programs = make_programs(config, len(PROMPT) + len(TOKENS), batch, steps)
     parts = map(change, Checkpoint(GOLDENS / PLAIN, CONFIG).parts(programs.positions))
     async with pa.DistributedWorker(programs.both, backend=backend) as worker:
-        async with Qwen3(worker, programs, parts) as model:
+        async with Qwen3(worker, programs, parts, 0, ahead) as model:
             yield worker, model
         assert worker.statistics().devices[0].memory_used == 0
 
@@ -102,6 +103,14 @@ async def test_no_step_is_submitted_that_is_not_needed(count: int, steps: int) -
         assert len([said async for said in model.generate(PROMPT, count, Sampler())]) == count
         assert worker.statistics().accepted == 1 + -(-(count - 1) // steps)
         assert (await worker.read(model.tensors["positions"])).tolist() == [len(PROMPT) + count - 1]
+
+
+async def test_where_a_kernel_keeps_the_loop_each_step_comes_as_it_ends() -> None:
+    async with opened("inline", ahead=1) as (worker, model):
+        stream = model.generate(PROMPT, 4, Sampler())
+        for count, wanted in enumerate(TOKENS[:4], 1):
+            assert (await anext(stream))[0] == wanted
+            assert worker.statistics().accepted == count
 
 
 async def test_the_next_step_is_with_the_device_before_this_one_has_ended() -> None:
@@ -201,6 +210,17 @@ async def test_a_step_that_fails_is_raised_once_and_those_behind_it_are_not_logg
                 await collect(model, said)
             assert said == TOKENS[:3]
     assert not caplog.records
+
+
+async def test_a_batch_with_damaged_weights_is_told() -> None:
+    def damage(part: Part) -> Part:
+        if part.field == "head":
+            part.array[0, :] = np.nan
+        return part
+
+    async with opened(batch=2, change=damage) as (_, model):
+        with pytest.raises(CheckpointError, match="damaged"):
+            await anext(model.decode_ahead(3, Sampler()))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

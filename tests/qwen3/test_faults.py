@@ -10,7 +10,9 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import pypto_actors as pa
 from examples.qwen3 import console, generate
@@ -20,7 +22,7 @@ from examples.qwen3.generate import main
 from examples.qwen3.parallel import open_worker
 from examples.qwen3.programs import make_programs
 from tests.process.support import children
-from tests.qwen3.support import GOLDENS, PLAIN, ROOT, change_config, copy_of
+from tests.qwen3.support import GOLDENS, PLAIN, ROOT, change_config, change_tensors, copy_of
 
 FILES = "close other programs, or allow more open files by ulimit -n"
 SMALLER = "use a smaller one, fewer --max-tokens or fewer --devices"
@@ -89,6 +91,38 @@ def test_a_device_that_dies_is_told(argv: tuple[str, ...], monkeypatch: pytest.M
     assert said.startswith("error: ")
     assert "died" in said
     assert said.endswith("; run it again, or with another --backend\n")
+
+
+@pytest.mark.parametrize("argv", [(), ("--devices", "2"), ("--devices", "2", "--parallel", "tensor")])
+def test_a_device_that_dies_while_the_model_is_loaded_is_told(
+    argv: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = children()
+
+    def kill(progress: console.Progress, share: float) -> None:
+        for number in sorted(children() - before)[:1]:
+            os.kill(number, signal.SIGKILL)
+            os.waitid(os.P_PID, number, os.WEXITED | os.WNOWAIT)
+        monkeypatch.setattr(console.Progress, "show", lambda *_: None)
+
+    monkeypatch.setattr(console.Progress, "show", kill)
+    assert main(["--prompt-ids", "1,2,3", "--backend", "process", *argv]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "died" in said
+    assert said.endswith("; run it again, or with another --backend\n")
+
+
+@pytest.mark.parametrize("argv", [(), ("--devices", "2"), ("--devices", "2", "--parallel", "tensor")])
+def test_weights_that_overflow_are_told_and_nothing_else(argv: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = copy_of(PLAIN, tmp_path)
+    name = "model.layers.0.mlp.down_proj.weight"
+    huge = np.full_like(load_file(directory / "model.safetensors")[name], 3e38)
+    change_tensors(directory, **{name.replace(".", "__"): huge})
+    assert main(["--model", str(directory), "--prompt-ids", "1,2,3", *argv]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "the logits are not finite" in said
 
 
 def test_what_one_sequence_runs_out_of_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
