@@ -262,6 +262,9 @@ class System:
 
         What they submit goes on its way to a kernel elsewhere at once, not when the loop has looked for input.
         """
+        if asyncio.current_task(self.loop) is not None:  # somebody's, who has let a device die, and what that had answered is heard now
+            self.loop.call_soon(self._wake)
+            return
         wakeups = self.wakeups
         waking = self._waking = self.eager and not self._scheduled
         try:

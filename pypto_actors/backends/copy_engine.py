@@ -12,7 +12,7 @@ from pypto_actors.backends.thread import WorkThread
 class CopyEngine:
     """Of one device. The thread begins with the first copy. `turn`: lets the actors work, after what came back."""
 
-    __slots__ = ("_jobs", "_loop", "_name", "_thread", "_turn")
+    __slots__ = ("_jobs", "_loop", "_name", "_thread", "_turn", "over")
 
     def __init__(self, rank: int, loop: asyncio.AbstractEventLoop, turn: Callable[[], None]) -> None:
         self._name = f"pypto-copies-{rank}"
@@ -20,6 +20,12 @@ class CopyEngine:
         self._turn = turn
         self._thread: WorkThread | None = None
         self._jobs = 0
+        self.over = 0  # pieces of work that have ended and were heard of
+
+    @property
+    def given(self) -> int:
+        """Pieces of work so far."""
+        return self.over + self._jobs
 
     @property
     def busy(self) -> bool:
@@ -31,6 +37,7 @@ class CopyEngine:
 
         def done(result: Any) -> None:
             self._jobs -= 1
+            self.over += 1
             then(result)
             self._turn()
 

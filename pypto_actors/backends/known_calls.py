@@ -28,7 +28,8 @@ class KnownCalls:
 
     def __init__(self) -> None:
         self._calls: dict[int, Known] = {}  # by the identity of what they are known by, which they keep alive
-        self._users: dict[int, list[int]] = {}  # allocation -> the identities of the calls that name it
+        self._users: dict[int, set[int]] = {}  # allocation -> the identities of the calls that name it
+        self._names: dict[int, tuple[int, ...]] = {}  # and the other way round
 
     def find(self, of: Recurring | None, plan: Plan) -> Known | None:
         known = self._calls.get(id(of))
@@ -42,23 +43,27 @@ class KnownCalls:
             gone = [other.number for other in self._calls.values()]
             self.clear()
         elif identity in self._calls:  # with another plan
-            gone = [self._calls[identity].number]
+            gone = [self._forget(identity)]
         self._calls[identity] = known
-        for allocation in allocations:
-            self._users.setdefault(allocation, []).append(identity)
+        names = self._names[identity] = tuple(set(allocations))
+        for allocation in names:
+            self._users.setdefault(allocation, set()).add(identity)
         return gone
+
+    def _forget(self, identity: int) -> int:
+        for allocation in self._names.pop(identity):
+            users = self._users[allocation]
+            users.discard(identity)
+            if not users:
+                del self._users[allocation]
+        return self._calls.pop(identity).number
 
     def released(self, allocations: Iterable[int]) -> list[int]:
         """Memory has gone; gives the calls that have gone with it."""
-        gone = []
-        for allocation in allocations:
-            for identity in self._users.pop(allocation, ()):
-                known = self._calls.pop(identity, None)
-                if known is not None:
-                    gone.append(known.number)
-        return gone
+        return [self._forget(identity) for allocation in allocations for identity in list(self._users.get(allocation, ()))]
 
     def clear(self) -> None:
         """The device has forgotten all."""
         self._calls.clear()
         self._users.clear()
+        self._names.clear()

@@ -60,7 +60,8 @@ class ProcessBackend:
         interconnect, clock = SharedInterconnect(self._elsewhere), clock_of(loop)
         self._interconnect = interconnect
         waves: dict[Key, Wave] = {}
-        sharing = Sharing(interconnect, self._moved)
+        interconnect.dropped = self._lost
+        sharing = Sharing(interconnect, lambda: (*self._executors, *self._buried), self._moved)
         self._make = lambda rank: ProcessExecutor(rank, interconnect, desk, clock, loop, waves, sharing, self._lost)
         try:
             self._executors = [self._make(rank) for rank in ranks]

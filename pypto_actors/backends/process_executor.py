@@ -19,7 +19,7 @@ from pypto_actors.backends.process_link import Link
 from pypto_actors.backends.process_sharing import Sharing
 from pypto_actors.backends.process_staging import Array, HostSlot, Stage, Staging, copy_all, host_slots, size_of_copies
 from pypto_actors.backends.rendezvous import Deserted, Key
-from pypto_actors.backends.shared_memory import Block, SharedInterconnect
+from pypto_actors.backends.shared_memory import SharedInterconnect
 from pypto_actors.backends.wire import Came, Do, Drop, End, Fill, Go, Ready, Run
 from pypto_actors.executor import Answer, Desk
 from pypto_actors.messages import Completed, Dispatch, Failed, Piece, Reached, Read, Release
@@ -31,13 +31,11 @@ LOOK = 0.4  # seconds between looks at a process that owes an answer: is it stop
 
 
 class Hand(Struct, eq=False):
-    """A part that the process has in hand and that is more than a call: it stages host arrays, meets others, or is awaited within; or what
-    it writes was moved for it."""
+    """A part that the process has in hand and that is more than a call: it stages host arrays, meets others, or is awaited within."""
 
     message: Dispatch
     part: Part
     stage: Stage | None
-    former: Sequence[Block]  # where what it writes was, before it was moved
     done: int = 0  # steps whose results have been copied to the host
     copying: int = 0  # copies to the host that a thread has in hand
     error: Exception | None = None  # why a copy to the host failed: the array cannot be written any more
@@ -54,10 +52,11 @@ class ProcessExecutor(LocalExecutor):
     """One device in a process of its own."""
 
     __slots__ = (
+        "_answered",
         "_calls",
         "_copies",
+        "_ending",
         "_flushing",
-        "_former",
         "_hands",
         "_held",
         "_ledger",
@@ -103,11 +102,12 @@ class ProcessExecutor(LocalExecutor):
         self._out: list[Any] = []
         self._flushing = False  # is a flush to come?
         self._owed = 0  # answers of the process
+        self._answered = 0  # those that have come
+        self._ending = False  # has the process ended, and nothing is to begin any more?
         self._hands: dict[tuple[int, int], Hand] = {}
         self._held: deque[Dispatch] = deque()  # not sent yet, in order
         self._staging_in = False  # is the first of them being copied in, or what it writes being moved?
-        self._former: dict[int, Sequence[Block]] = {}  # by its run: where what it writes was
-        self._copies = CopyEngine(rank, loop, desk.turn)
+        self._copies = CopyEngine(rank, loop, self._copied_some)
         self._look_again: asyncio.TimerHandle | None = None
         self._looks: int = -1  # how often it was seen standing still; -1: nobody looks
         self._why: str | None = None
@@ -177,8 +177,23 @@ class ProcessExecutor(LocalExecutor):
         if mine:
             self._put(Drop([], mine))
 
+    def mark(self) -> tuple[int, int]:
+        """What is under way now: its last answer, and its last copy."""
+        return self._answered + self._owed, self._copies.given
+
+    def past(self, mark: tuple[int, int]) -> bool:
+        """Has all ended that was under way then? The copies are in order, and so are the answers, which the dead do not owe."""
+        answers, copies = mark
+        return self._copies.over >= copies and (self.dead or self._answered >= answers)
+
+    def _copied_some(self) -> None:
+        self._desk.turn()
+        if self._sharing.former:
+            self._sharing.settle()
+
     def _ended(self, reason: str) -> None:
         """The process has ended, wanted or not."""
+        self._ending = True
         if not self.started:
             self.dead = True
             if not self.ready.done():
@@ -197,6 +212,8 @@ class ProcessExecutor(LocalExecutor):
             return
         slabs = [slab.number for slab in self._shared.heap(self._rank).slabs]
         super().kill(why)
+        if self._sharing.former:
+            self._sharing.settle()
         self.lost([slab for slab in slabs if slab not in self._shared.slabs])
         now = self._clock()
         hands, self._hands = self._hands, {}
@@ -204,9 +221,6 @@ class ProcessExecutor(LocalExecutor):
             self._leave(hand)
         for message in [hand.message for hand in hands.values()] + list(self._held):
             self.over(message, failed(message, self._rank, why, now))
-        for former in self._former.values():
-            self._sharing.leave(former)
-        self._former.clear()
         self._held.clear()
         self._copies.end()
 
@@ -260,14 +274,13 @@ class ProcessExecutor(LocalExecutor):
 
     def _advance(self) -> None:
         """Send what is held, until one must wait."""
-        while self._held and not self._staging_in and not self.dead:
+        while self._held and not self._staging_in and not self.dead and not self._ending:
             message = self._held[0]
             try:
                 if not self._begin(message):
                     return
             except Exception as error:
                 self._held.popleft()
-                self._sharing.leave(self._former.pop(message.run, ()))
                 self.unable(message, error)
 
     def _begin(self, message: Dispatch) -> bool:
@@ -297,12 +310,10 @@ class ProcessExecutor(LocalExecutor):
         written = self._ledger.written(message)
         if not written:
             return True
-        move = self._sharing.move(written, self._copies, keep=message.plan.sole >= 0)
-        self._shared.written.update(written)
+        move = self._sharing.move(written, self._copies)
+        self._shared.write(written)
         if move is None:
             return True
-        if message.plan.sole >= 0:
-            self._former[message.run] = move.former
         self._staging_in = True
         move.waiting.append(self._moved)
         return False
@@ -345,12 +356,13 @@ class ProcessExecutor(LocalExecutor):
             self._staging.leave(stage)
 
     def _hand_over(self, message: Dispatch, part: Part, number: int, known: Known | None, stage: Stage | None) -> None:
+        if known is not None and self._calls.find(known.of, known.plan) is not known:
+            known = None  # something that it names has moved meanwhile
         slots = enumerate(part.slots) if known is None else known.rest
         values = self._ledger.values(message, part, slots, stage, self._link, self._out)
         self._held.popleft()
-        former = self._former.pop(message.run, ()) if self._former else ()
-        if (stage is not None and stage.regions) or not part.plain or former:
-            self._hands[message.run, message.part] = Hand(message, part, stage, former)
+        if (stage is not None and stage.regions) or not part.plain:
+            self._hands[message.run, message.part] = Hand(message, part, stage)
         if known is not None:
             self._send(Fill(message.run, known.number, values))
         elif stage is None and part.plain and self._ledger.keeps(message, part):
@@ -365,7 +377,10 @@ class ProcessExecutor(LocalExecutor):
             answer = answers[0]
             if type(answer) is Completed and not self.dead:
                 self._owed -= 1
+                self._answered += 1
                 self._desk.answered(answer)
+                if self._sharing.former:
+                    self._sharing.settle()
                 return
         hands, post = self._hands, self._desk.post
         for answer in answers:
@@ -373,11 +388,14 @@ class ProcessExecutor(LocalExecutor):
                 return
             if type(answer) is Completed and not hands:
                 self._owed -= 1
+                self._answered += 1
                 post(answer)
             else:
                 self._take(answer)
         if self.started:
             self._desk.turn()
+        if self._sharing.former:
+            self._sharing.settle()
 
     def _take(self, answer: Any) -> None:
         kind = type(answer)
@@ -398,6 +416,7 @@ class ProcessExecutor(LocalExecutor):
             self._copy_back(hand, hand.part.events[answer.event], lambda: self._desk.post(answer))
         else:
             self._owed -= 1
+            self._answered += 1
             if hand is None:
                 self._desk.post(answer)
             else:
@@ -447,7 +466,6 @@ class ProcessExecutor(LocalExecutor):
             self._advance()
 
     def _leave(self, hand: Hand) -> None:
-        self._sharing.leave(hand.former)
         if hand.stage is not None and not hand.part.meeting:
             self._staging.leave(hand.stage)
 
@@ -472,6 +490,8 @@ class ProcessExecutor(LocalExecutor):
         super().release(message)
 
     def copy(self, message: Piece) -> None:
+        if self._ending:  # its death is the answer
+            return
         if self._sharing.share(message):
             now = self._clock()
             self._desk.post(Completed(message.run, message.part, self._rank, now, now))
@@ -488,8 +508,8 @@ class ProcessExecutor(LocalExecutor):
         self._copy(message)
 
     def fetch(self, slot: Slot, args: Sequence[Any], scratch: Sequence[int], plan: Plan) -> asyncio.Future[None] | None:
-        """A callback is about to see a slot: what it may write shares its memory with nothing."""
-        tensor = args[slot.index] if slot.source is Source.ARGUMENT and slot.writable else None
+        """A callback is about to see a slot: it shares its memory with nothing, nor will it. (Nobody is told when a callback has ended.)"""
+        tensor = args[slot.index] if slot.source is Source.ARGUMENT else None
         if type(tensor) is not DeviceTensor:
             return None
         moved: asyncio.Future[None] = self._loop.create_future()
@@ -498,7 +518,7 @@ class ProcessExecutor(LocalExecutor):
         except MemoryError as error:
             moved.set_exception(error)
             return moved
-        self._shared.written.add(tensor.allocation)
+        self._shared.write((tensor.allocation,))
         if move is None:
             return None
         move.waiting.append(partial(_settle, moved))

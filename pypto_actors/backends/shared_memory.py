@@ -38,12 +38,14 @@ class Slab:
     def __init__(self, number: int, size: int) -> None:
         self.number = number
         self.size = size
-        self.fd = os.memfd_create(f"pypto_actors-{number}")
+        self.fd = -1
         try:
+            self.fd = os.memfd_create(f"pypto_actors-{number}")
             os.ftruncate(self.fd, size)
             self.bytes: Array = np.frombuffer(mmap.mmap(self.fd, size), np.uint8)
         except (OSError, ValueError, OverflowError) as error:
-            os.close(self.fd)
+            if self.fd >= 0:
+                os.close(self.fd)
             raise MemoryError(f"no shared memory of {size} bytes: {error}") from error
         self.address: int = self.bytes.__array_interface__["data"][0]
 
@@ -136,6 +138,9 @@ class SharedInterconnect(Interconnect):
         self._heaps: dict[int, Heap] = {}
         self._blocks: dict[int, Block] = {}
         self._users: dict[Block, int] = {}  # of a block that has several
+        self._reserved: list[Block] = []  # to be filled, before an allocation has them
+        self._retired: list[Slab] = []  # of devices that have died, but others share some of it
+        self.dropped: Callable[[list[int]], None] = lambda slabs: None  # called with retired slabs that have gone in the end
         self.written: set[int] = set()
         self._last = 0
         self._by_address: list[tuple[int, int]] = []  # (address, slab), sorted
@@ -171,19 +176,20 @@ class SharedInterconnect(Interconnect):
     def lose(self, rank: int) -> None:
         """A device has died: its memory goes as a whole, but for what it shares with others, and its places are never used again."""
         self.gone.add(rank)
+        heap = self._heaps.pop(rank, None)
         blocks = []
         for allocation in [allocation for allocation, where in self._ranks.items() if where == rank]:
             Interconnect.release(self, allocation)
             self.written.discard(allocation)
             block = self._blocks.pop(allocation)
-            if block in self._users:
+            if block in self._users or block.heap is not heap:
                 self.leave(block)
             else:
                 blocks.append(block)
-        heap = self._heaps.pop(rank, None)
         if heap is not None:
-            kept = {block.slab for block in (*self._blocks.values(), *self._users)}
+            kept = [slab for slab in heap.slabs if self._in_use(slab)]
             self._drop([slab for slab in heap.slabs if slab not in kept])
+            self._retired += kept
             for block in blocks:
                 if block.slab in kept:
                     heap.give(block)
@@ -209,28 +215,46 @@ class SharedInterconnect(Interconnect):
         self.leave(former)
         return True
 
+    def write(self, allocations: Iterable[int]) -> None:
+        """Kernels or callbacks are about to write them."""
+        self.written.update(allocation for allocation in allocations if allocation in self._blocks)
+
     def shares(self, allocation: int) -> bool:
         return bool(self._users) and self._blocks.get(allocation) in self._users
 
-    def detach(self, allocations: Sequence[int]) -> list[Block]:
-        """Give each a block of its own, zeroed. Gives those that they had, which are to be left when nobody reads them there.
+    def begin_move(self, allocations: Sequence[int]) -> list[tuple[Block, Block]]:
+        """A zeroed block of its own for each, beside the one that it has and keeps until `end_move`.
 
         Raises:
             MemoryError: nothing has changed.
         """
-        former = [self._blocks[allocation] for allocation in allocations]
-        blocks: list[Block] = []
+        pairs: list[tuple[Block, Block]] = []
         try:
-            for allocation, block in zip(allocations, former, strict=True):
-                blocks.append(self.heap(self._ranks[allocation]).take(block.nbytes))
+            for allocation in allocations:
+                former = self._blocks[allocation]
+                pairs.append((former, self.heap(self._ranks[allocation]).take(former.nbytes)))
         except BaseException:
-            for block in blocks:
-                self.leave(block)
+            for _, own in pairs:
+                own.heap.give(own)
             raise
-        for allocation, block in zip(allocations, blocks, strict=True):
-            self._blocks[allocation] = block
-            self.buffers[allocation] = block.array()
-        return former
+        self._reserved += [own for _, own in pairs]
+        for former, _ in pairs:
+            self._users[former] = self._users.get(former, 1) + 1
+        return pairs
+
+    def end_move(self, allocations: Sequence[int], pairs: Sequence[tuple[Block, Block]]) -> list[Block]:
+        """They have been filled. Gives the blocks that are to be left when nobody reads there any more."""
+        blocks: list[Block] = []
+        for allocation, (former, own) in zip(allocations, pairs, strict=True):
+            self._reserved.remove(own)
+            if self._blocks.get(allocation) is former:
+                self._blocks[allocation] = own
+                self.buffers[allocation] = own.array()
+                blocks += (former, former)  # its own use of it, and that of the move
+            else:  # it has gone with its device
+                self.leave(own)
+                blocks.append(former)
+        return blocks
 
     def leave(self, block: Block) -> None:
         """One user less; the last one gives it back."""
@@ -239,8 +263,17 @@ class SharedInterconnect(Interconnect):
             self._users[block] = users - 1
         elif users == 2:
             del self._users[block]
+        elif block.slab not in self._retired:
+            block.heap.give(block)
+        elif not self._in_use(block.slab):
+            self._retired.remove(block.slab)
+            self._drop([block.slab])
+            self.dropped([block.slab.number])
         else:
             block.heap.give(block)
+
+    def _in_use(self, slab: Slab) -> bool:
+        return any(block.slab is slab for block in (*self._blocks.values(), *self._users, *self._reserved))
 
     def _drop(self, slabs: Iterable[Slab]) -> None:
         for slab in slabs:
@@ -270,6 +303,7 @@ class SharedInterconnect(Interconnect):
         self._ranks.clear()
         self._blocks.clear()
         self._users.clear()
+        self._retired.clear()
         for heap in self._heaps.values():  # who still has one keeps none of its memory
             heap.clear()
         self._heaps.clear()

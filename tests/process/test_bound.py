@@ -157,3 +157,18 @@ def test_known_calls_are_those_of_a_plain_model(seed: int, monkeypatch: pytest.M
         for known in at_device.values():
             assert calls.find(known.of, known.plan) is known
             assert calls.find(known.of, plans[known.plan is plans[0]]) is None
+
+
+def test_known_calls_keep_no_books_of_what_they_have_forgotten() -> None:
+    calls, one = KnownCalls(), plan()
+    kept = ("kept",)
+    calls.keep(Known(kept, one, 1), [1, 2, 2])
+    for number in range(2, 6):
+        args = (number,)
+        assert calls.keep(Known(args, one, number), [1, 3]) == []
+        assert calls.released([3]) == [number]
+    assert calls.find(kept, one) is not None
+    assert calls._users == {1: {id(kept)}, 2: {id(kept)}}
+    assert calls.released([2]) == [1]
+    assert not calls._users
+    assert not calls._names

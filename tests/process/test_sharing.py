@@ -1,13 +1,15 @@
 """Copy on write on `process`: large copies between device tensors are put off until one of both is written.
 
 Breaks that this catches, each planted once in a copy: a kernel, a callback or a copy writes what is shared; calls that are known keep the
-former place; the former place is left before those that read it there have ended; a partial write forgets the rest; what is shared goes
-with the device on which it was made; what a kernel has written is shared; no memory is left to move to.
+former place; the new place is read before it is filled; the former place is left, or written by the other sharer, before those that read it
+there have ended; a partial write forgets the rest; what is shared goes with the device on which it was made; what a kernel has written is
+shared; no memory is left to move to; a death in the middle lets a thread write what belongs to somebody else by then.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import threading
@@ -22,6 +24,7 @@ from pypto_actors import testing
 from pypto_actors.backends import copy_engine
 from pypto_actors.backends.process import ProcessBackend
 from pypto_actors.backends.shared_memory import SHARED, SharedInterconnect
+from tests.guarantees.support import turns
 from tests.process.support import I64, LIMIT, Array, open_files, opened
 
 ROWS = 4
@@ -75,6 +78,15 @@ def called_back(orch: pa.Orchestrator, x: Written, number: int) -> None:
     orch.submit_sub(to_host, x, number)
 
 
+def look(x: pa.InArray) -> int:
+    return int(x.sum())
+
+
+@pa.program()
+def looked(orch: pa.Orchestrator, x: Read) -> None:
+    orch.submit_sub(look, x)
+
+
 @pa.program()
 def both_added(orch: pa.Orchestrator, x: Written, y: Written, number: int) -> None:
     orch.submit(add, x, number)
@@ -87,13 +99,21 @@ def totalled(orch: pa.Orchestrator, x: Written, y: Written) -> None:
     orch.allreduce([x, y], op="sum")
 
 
-PROGRAMS = (summed, tallied, added, row_added, called_back, both_added, totalled)
+PROGRAMS = (summed, tallied, added, row_added, called_back, looked, both_added, totalled)
 
 
 def memory_of(backend: ProcessBackend) -> SharedInterconnect:
     memory = backend._interconnect
     assert memory is not None
     return memory
+
+
+class HeldEngine:
+    """The thread that copies for a device does nothing before `go`: what is being moved stays so."""
+
+    def __init__(self, backend: ProcessBackend, rank: int) -> None:
+        self.go = threading.Event()
+        backend._executors[rank]._copies.do(lambda: self.go.wait(LIMIT), lambda _: None)
 
 
 def pages(backend: ProcessBackend) -> int:
@@ -187,13 +207,21 @@ async def test_any_mix_is_as_if_each_copy_were_made(seed: int) -> None:
         async def settle(tasks: list[asyncio.Task[Any]]) -> None:
             await asyncio.wait_for(asyncio.gather(*tasks), LIMIT)
             tasks.clear()
+            for reading, wanted in checks:
+                assert (await reading == wanted).all()
+            for looking, total in looks:
+                assert (await looking).returned == (total,)
+            checks.clear()
+            looks.clear()
 
         for device in range(devices):
             await allocate(device, numbers(device))
             await allocate(device)
             sums[device] = await worker.alloc_tensor((4,), I64, device=device), np.zeros(4, I64)
         tasks: list[asyncio.Task[Any]] = []
-        for number in range(60):
+        checks: list[tuple[asyncio.Task[Any], Array]] = []
+        looks: list[tuple[asyncio.Task[Any], int]] = []
+        for number in range(80):
             x, y = chance.sample(list(model), 2)
             total = sums[x.device]
             kind = chance.choice(
@@ -244,6 +272,16 @@ async def test_any_mix_is_as_if_each_copy_were_made(seed: int) -> None:
                 row = numbers(number)[0]
                 tasks.append(asyncio.create_task(worker.copy_to(x[2], row)))
                 model[x][2] = row
+            elif kind == "read":
+                row = number % ROWS
+                checks.append((asyncio.create_task(worker.read(x[row])), model[x][row].copy()))
+            elif kind == "look":
+                row = number % ROWS
+                looks.append((asyncio.create_task(worker.run(looked, x[row : row + 1])), int(model[x][row].sum())))
+            elif kind == "rows":
+                row = number % ROWS
+                tasks.append(asyncio.create_task(worker.run(summed, x[row : row + 1], total[0], number)))
+                total[1][number % 4] += int(model[x][row].sum()) + number
             elif kind == "free":
                 tasks.append(asyncio.create_task(worker.free_tensor(x)))
                 device, host = x.device, numbers(number)
@@ -268,8 +306,36 @@ async def test_any_mix_is_as_if_each_copy_were_made(seed: int) -> None:
             assert (await worker.read(tensor) == host).all()
 
 
-async def test_who_reads_in_the_former_place_reads_to_the_end(tmp_path: Path) -> None:
-    """A kernel reads what it shares, the one behind it writes it, and the other sharer goes: the place stays until the first has ended."""
+async def test_what_is_being_moved_is_read_where_it_was() -> None:
+    """Who has nothing in common with what is written does not wait for the move, and sees no byte that has not come yet."""
+    backend = ProcessBackend()
+    async with opened(*PROGRAMS, backend=backend, devices=2) as worker:
+        host = numbers()
+        first = await worker.alloc_tensor(SHAPE, I64, init=host)
+        mine = await worker.alloc_tensor(SHAPE, I64, device=1)
+        row = await worker.alloc_tensor(SHAPE[1:], I64)
+        sums = await worker.alloc_tensor((1,), I64, device=1)
+        await worker.transfer(mine, first)
+        engine = HeldEngine(backend, 1)
+        writing = asyncio.create_task(worker.copy_to(mine[1], host[0]))
+        await asyncio.sleep(0)
+        assert (await worker.read(mine[3]) == host[3]).all()
+        await worker.transfer(row, mine[2])
+        await worker.run(summed, mine[2:4], sums, 0)
+        looking = asyncio.create_task(worker.run(looked, mine[2:4]))
+        assert not writing.done()
+        engine.go.set()
+        await writing
+        assert (await worker.read(row) == host[2]).all()
+        assert (await worker.read(sums)).tolist() == [host[2:].sum()]
+        assert (await looking).returned == (host[2:].sum(),)
+        assert (await worker.read(mine) == host[[0, 0, 2, 3]]).all()
+
+
+@pytest.mark.parametrize("how", ["chain", "freed", "written"])
+async def test_who_reads_in_the_former_place_reads_to_the_end(how: str, tmp_path: Path) -> None:
+    """A kernel reads what it shares; then that is written, and the other sharer goes, or is written: the place stays until the first has
+    ended."""
     came, go = str(tmp_path / "came"), str(tmp_path / "go")
     os.mkfifo(came)
     os.mkfifo(go)
@@ -284,23 +350,194 @@ async def test_who_reads_in_the_former_place_reads_to_the_end(tmp_path: Path) ->
     def late(orch: pa.Orchestrator, x: Read, sums: Sums) -> None:
         orch.submit(read_late, x, sums)
 
-    async with opened(late, added, devices=2) as worker:
+    backend = ProcessBackend()
+    async with opened(late, added, backend=backend, devices=2) as worker:
         host = numbers()
         other = await worker.alloc_tensor(SHAPE, I64, init=host)
         mine = await worker.alloc_tensor(SHAPE, I64, device=1)
         sums = await worker.alloc_tensor((1,), I64, device=1)
         await worker.transfer(mine, other)
-        reading = worker.submit_nowait(late, mine, sums)
-        writing = worker.submit_nowait(added, mine, 1)
+        before = pages(backend)
+        reading = worker.submit_nowait(late, mine if how == "chain" else mine[1:3], sums)
+        wanted = (host if how == "chain" else host[1:3]).sum()
         await asyncio.to_thread(lambda: open(came).close())
+        writing: asyncio.Future[Any]
+        if how == "chain":
+            writing = asyncio.ensure_future(worker.submit_nowait(added, mine, 1).wait())
+        else:
+            writing = asyncio.ensure_future(worker.copy_to(mine[0], host[0] + 1))
+            await writing
+        if how == "written":
+            await worker.copy_to(other, host * 0 + 77)
         await worker.free_tensor(other)
         await worker.alloc_tensor(SHAPE, I64, init=np.zeros(SHAPE, I64))  # perhaps where that was
-        assert not writing.done()
         await asyncio.to_thread(lambda: open(go, "w").close())
         await reading
         await writing
-        assert (await worker.read(sums)).tolist() == [host.sum()]
-        assert (await worker.read(mine) == host + 1).all()
+        assert (await worker.read(sums)).tolist() == [wanted]
+        assert (await worker.read(mine[0]) == host[0] + 1).all()
+        await worker.run(added, mine, 0)
+        assert pages(backend) < before + host.nbytes + SHARED  # of all places that were left none is kept
+
+
+async def test_what_a_callback_reads_stays_until_it_has_ended() -> None:
+    came, go = threading.Event(), threading.Event()
+
+    def look_late(x: pa.InArray) -> int:
+        came.set()
+        go.wait(LIMIT)
+        return int(x.sum())
+
+    @pa.program()
+    def late(orch: pa.Orchestrator, x: Read) -> None:
+        orch.submit_sub(look_late, x)
+
+    async with opened(late, devices=2) as worker:
+        host = numbers()
+        other = await worker.alloc_tensor(SHAPE, I64, init=host)
+        mine = await worker.alloc_tensor(SHAPE, I64, device=1)
+        await worker.transfer(mine, other)
+        looking = worker.submit_nowait(late, mine[1:3])
+        await asyncio.to_thread(came.wait, LIMIT)
+        again = await worker.alloc_tensor(SHAPE, I64)
+        await worker.transfer(again, mine)  # which somebody looks at
+        await worker.copy_to(mine[0], host[1])
+        for tensor in (other, again):
+            await worker.free_tensor(tensor)
+        go.set()
+        assert (await looking).returned == (host[1:3].sum(),)
+
+
+async def test_a_call_that_waits_while_something_moves_finds_it_again() -> None:
+    """What is fixed is known by a number, and forgotten when some of it moves: here after the call was looked up, before it was sent."""
+
+    @pa.kernel
+    def mix(a: pa.InArray, b: pa.InArray, c: pa.InArray, d: pa.InArray, x: pa.InArray, host: pa.InArray, sums: pa.InOutArray) -> None:
+        sums[0] += int(x.sum()) + int(host.sum()) + a[0] + b[0] + c[0] + d[0]
+
+    @pa.program()
+    def mixed(
+        orch: pa.Orchestrator, a: Sums, b: Sums, c: Sums, d: Sums, x: Read, host: Annotated[pa.TensorRef, pa.In(None, I64)], sums: Sums
+    ) -> None:
+        orch.submit(mix, a, b, c, d, x, host, sums)
+
+    backend = ProcessBackend()
+    async with opened(mixed, backend=backend, devices=2, in_flight=4) as worker:
+        host = numbers()
+        large = np.concatenate([host, host])  # so large that a thread copies it
+        other = await worker.alloc_tensor(SHAPE, I64, init=host)
+        mine = await worker.alloc_tensor(SHAPE, I64, device=1)
+        await worker.transfer(mine, other)
+        small = {name: await worker.alloc_tensor((1,), I64, device=1, init=np.array([number])) for number, name in enumerate("abcd")}
+        sums = await worker.alloc_tensor((1,), I64, device=1)
+        bound = worker.bind(mixed, **small, x=mine[1:3], sums=sums)
+        each = host[1:3].sum() + large.sum() + 6
+        await bound(large)
+        engine = HeldEngine(backend, 1)
+        writing = asyncio.create_task(worker.copy_to(mine[0], host[1]))
+        await turns()
+        calling = bound.submit_nowait(large)
+        await turns()
+        assert backend._executors[1]._copies.given == backend._executors[1]._copies.over + 3
+        engine.go.set()
+        await writing
+        await calling
+        await bound(large)
+        assert (await worker.read(sums)).tolist() == [3 * each]
+
+
+async def test_a_death_in_the_middle_of_a_move_writes_nobody_elses_memory() -> None:
+    backend = ProcessBackend()
+    async with opened(*PROGRAMS, backend=backend, devices=2, in_flight=4, max_restarts=2) as worker:
+        host = numbers()
+        source = await worker.alloc_tensor(SHAPE, I64, device=1, init=host)
+        mine, behind, theirs = [await worker.alloc_tensor(SHAPE, I64, device=device) for device in (0, 0, 1)]
+        for tensor in (mine, behind, theirs):
+            await worker.transfer(tensor, source)
+        engine = HeldEngine(backend, 0)
+        handles = [worker.submit_nowait(added, mine, 1), worker.submit_nowait(both_added, behind, theirs, 1)]
+        await turns()
+        assert backend._executors[0]._copies.given == 2
+        testing.kill_device(worker, 0)
+        engine.go.set()
+        for handle in handles:
+            with pytest.raises(pa.DeviceFailedError):
+                await handle.wait(LIMIT)
+        await worker.free_tensor(theirs)
+        fresh = await worker.alloc_tensor(SHAPE, I64, device=1)
+        await worker.alloc_tensor((1,), I64)  # the device is there again, and its former thread has ended
+        assert not (await worker.read(fresh)).any()
+        assert (await worker.read(source) == host).all()
+        assert not memory_of(backend)._reserved
+        for tensor in (source, fresh):
+            await worker.free_tensor(tensor)
+        assert len(memory_of(backend)._blocks) == 1
+
+
+async def test_what_dies_while_another_device_moves_it_leaves_nothing() -> None:
+    backend = ProcessBackend()
+    async with opened(*PROGRAMS, backend=backend, devices=2) as worker:
+        host = numbers()
+        source, theirs = [await worker.alloc_tensor(SHAPE, I64, device=1, init=init) for init in (host, None)]
+        mine = await worker.alloc_tensor(SHAPE, I64)
+        for tensor in (theirs, mine):
+            await worker.transfer(tensor, source)
+        engine = HeldEngine(backend, 1)
+        handle = worker.submit_nowait(both_added, theirs, mine, 1)
+        await turns()
+        assert backend._executors[1]._copies.given == 2
+        testing.kill_device(worker, 0)
+        engine.go.set()
+        with pytest.raises(pa.DeviceFailedError):
+            await handle.wait(LIMIT)
+        await worker.alloc_tensor((1,), I64)
+        assert (await worker.read(source) == host).all()
+        for tensor in (source, theirs):
+            await worker.free_tensor(tensor)
+        assert len(memory_of(backend)._blocks) == 1
+        assert not memory_of(backend)._reserved
+        assert not memory_of(backend)._users
+
+
+async def test_a_callback_whose_tensor_dies_while_it_is_moved_fails_with_the_device() -> None:
+    backend = ProcessBackend()
+    async with opened(*PROGRAMS, backend=backend, devices=2) as worker:
+        first = await worker.alloc_tensor(SHAPE, I64, init=numbers())
+        mine = await worker.alloc_tensor(SHAPE, I64, device=1)
+        await worker.transfer(mine, first)
+        engine = HeldEngine(backend, 1)
+        handle = worker.submit_nowait(called_back, mine, 1)
+        await turns()
+        assert backend._executors[1]._copies.given == 2
+        testing.kill_device(worker, 1)
+        engine.go.set()
+        with pytest.raises(pa.DeviceFailedError):
+            await handle.wait(LIMIT)
+
+
+async def test_deaths_leave_no_memory_and_no_files_behind() -> None:
+    backend = ProcessBackend()
+    async with opened(*PROGRAMS, backend=backend, devices=2, max_restarts=100) as worker:
+        files, held = set(), set()
+        for turn in range(3):
+            first = await worker.alloc_tensor(SHAPE, I64, device=1, init=numbers())
+            second = await worker.alloc_tensor(SHAPE, I64)
+            await worker.transfer(second, first)
+            if turn % 2:
+                await worker.free_tensor(first)  # of the place there is only who dies next
+            testing.kill_device(worker, 0)
+            await worker.alloc_tensor((1,), I64)
+            if not turn % 2:
+                third = await worker.alloc_tensor(SHAPE, I64, device=0)
+                await worker.transfer(third, first)
+                testing.kill_device(worker, 1)  # whose slab is kept for the third, as long as that is there
+                await worker.alloc_tensor((1,), I64, device=1)
+                await worker.free_tensor(third)
+            files.add(len(memory_of(backend).slabs))
+            held.add(sum(len(block.array()) >= SHARED for block in memory_of(backend)._blocks.values()))
+            assert pages(backend) < SHARED
+        assert held == {0}
+        assert len(files) == 1
 
 
 async def test_what_others_share_outlives_the_device_it_was_made_on() -> None:
@@ -345,6 +582,12 @@ async def test_no_memory_to_move_to_fails_who_writes_and_nothing_else(monkeypatc
         def none_left(nbytes: int) -> Any:
             raise MemoryError(f"no {nbytes} bytes")
 
+        def take_from_new_slab(nbytes: int) -> Any:
+            return memory_of(backend)._new_slab(nbytes)
+
+        def no_more_files(name: str) -> int:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
         with monkeypatch.context() as patch:
             patch.setattr(heap, "take", none_left)
             for failing in (worker.run(added, second, 1), worker.copy_to(second[0], host[1])):
@@ -352,6 +595,13 @@ async def test_no_memory_to_move_to_fails_who_writes_and_nothing_else(monkeypatc
                     await failing
             with pytest.raises(pa.KernelError, match="MemoryError"):
                 await worker.run(called_back, second, 1)
+            patch.setattr(heap, "take", take_from_new_slab)
+            with patch.context() as files:
+                files.setattr(os, "memfd_create", no_more_files)
+                for failing in (worker.run(added, second, 1), worker.copy_to(second[0], host[1])):
+                    with pytest.raises(pa.DeviceOutOfMemoryError, match="Too many open files"):
+                        await failing
+            patch.setattr(heap, "take", none_left)
             taken = set()
             for _ in range(3):
                 with pytest.raises(pa.DeviceOutOfMemoryError):
