@@ -103,7 +103,7 @@ def test_a_target_is_named_with_the_reason_why_it_cannot_be_written(tmp_path: Pa
     assert "it is a directory" in reason("")
     assert "there is no directory" in reason("nowhere/x.npz")
     assert "there is no directory" in reason("astray")
-    assert "embedded null byte" in reason("a\0b")
+    assert "embedded null" in reason("a\0b")
     if sys.version_info < (3, 13):  # later ones find it when they open the file
         assert "loop" in reason("loop")
     refused = {tmp_path / "old.npz"}
