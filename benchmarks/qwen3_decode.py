@@ -57,6 +57,9 @@ def parts_of(weights: Weights) -> Iterator[Part]:
         yield Part(field, None, array)
 
 
+taken: list[np.ndarray[Any, Any]] = []  # by `lay_open`
+
+
 @pa.kernel
 def take(tensor: pa.InOutArray) -> None:
     taken.append(tensor)
@@ -65,9 +68,6 @@ def take(tensor: pa.InOutArray) -> None:
 @pa.program
 def lay_open(orch: pa.Orchestrator, tensor: Annotated[pa.TensorRef, pa.InOut()]) -> None:
     orch.submit(take, tensor)
-
-
-taken: list[np.ndarray[Any, Any]] = []
 
 
 class Direct:
@@ -88,7 +88,7 @@ class Direct:
         return cls(dict(zip(tensors, taken, strict=True)))
 
     def step(self) -> list[int]:
-        """What both kernels do, and the tokens for the host."""
+        """What the kernel does in a step, and the tokens for the host."""
         tokens, positions, logits = self.arrays["tokens"], self.arrays["positions"], self.arrays["logits"][0]
         forward.decode_step(CONFIG, self.weights, self.arrays["keys"], self.arrays["values"], tokens, positions, logits)
         pick_each(logits, self.sampling, self.arrays["draws"][0], tokens)

@@ -319,11 +319,10 @@ class Coordinator:
 
     def _raised(self, message: Failed, record: Record) -> Failure:
         error, device, plan = message.error, message.device, record.plan
-        if message.step < 0 and device < 0 and self.operations.lost:  # a callback could not be called
-            lost = self.operations.lost
-            failure = next((lost[access[0]] for access in record.message.touched if access[0] in lost), None)
-            if failure is not None:
-                return failure
+        if message.step < 0 and device < 0:  # a callback could not be called
+            lost = self.operations.lost_among(record.message.touched)
+            if lost is not None:
+                return lost
         if message.step >= 0 or device < 0 or not isinstance(error, MemoryError) or isinstance(error, PyptoActorsError):
             return raised(message, record)
         tensors = [tensor for tensor in getattr(record.message, "tensors", ()) if tensor.device == device]

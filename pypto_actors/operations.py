@@ -54,8 +54,7 @@ class Operations:
             accesses = [(tensor.allocation, 0, tensor.nbytes, True) for tensor in message.tensors]
         else:
             accesses = message.accesses
-            if failure is None and self.lost:
-                failure = next((self.lost[space] for space, _, _, _ in accesses if space in self.lost), None)
+            failure = failure or self.lost_among(accesses)
             if failure is None and isinstance(message, Allocate):
                 failure = self._ledger.reserve(message.tensors)
             if failure is not None:
@@ -64,6 +63,10 @@ class Operations:
                 return False
         self._hazards.enter(record, accesses)
         return record.waits == 0
+
+    def lost_among(self, accesses: Iterable[Access]) -> Failure | None:
+        """Why some of what is accessed is gone, if it is."""
+        return next((self.lost[space] for space, _, _, _ in accesses if space in self.lost), None) if self.lost else None
 
     def _lost_device(self, message: Allocate | Copy | Free) -> Failure | None:
         for device in _devices(message):

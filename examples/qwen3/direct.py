@@ -1,4 +1,4 @@
-"""The same forward pass in a plain loop, without `pypto_actors`: the rival of the benchmarks and of the tests."""
+"""The same forward pass in a plain loop, without `pypto_actors`: what the tests hold the worker against."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class DirectModel:
         forward.prefill(self.config, self.weights, self.keys, self.values, tokens, slot, logits)
         return logits
 
-    def decode_step(self, tokens: Ids, positions: Ids, logits: Array | None = None) -> Array:
+    def decode_step(self, tokens: Ids, positions: Ids) -> Array:
         """Logits (n, V) behind one further token of each sequence; `tokens`, `positions`: (n,), n up to the batch."""
-        out = np.empty((len(tokens), self.config.vocab_size), np.float32) if logits is None else logits
-        forward.decode_step(self.config, self.weights, self.keys, self.values, tokens, positions, out)
-        return out
+        logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
+        forward.decode_step(self.config, self.weights, self.keys, self.values, tokens, positions, logits)
+        return logits

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 
-AGAIN = "run it again, or with another --backend"
 NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)  # of the process, of the system
 
 
@@ -22,10 +21,6 @@ class PromptError(Qwen3Error):
 
 class OptionError(Qwen3Error):
     """An option has a value that makes no sense, or names a file that cannot be written."""
-
-
-class DeviceLostError(Qwen3Error):
-    """A simulated device has died, and what was on it is gone."""
 
 
 def remedy(error: OSError, otherwise: str) -> str:

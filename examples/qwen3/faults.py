@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pypto_actors as pa
-from examples.qwen3.errors import AGAIN, NO_MORE_FILES, Qwen3Error, remedy
+from examples.qwen3.errors import NO_MORE_FILES, Qwen3Error, remedy
 
+AGAIN = "run it again, or with another --backend"
 TOLD = (Qwen3Error, MemoryError, OSError, pa.PyptoActorsError)
 
 
@@ -30,6 +31,8 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, OSError) and cause.strerror and (cause is error or cause.errno in NO_MORE_FILES):
             where = "" if cause.filename is None else f"{cause.filename}: "
             return f"{where}{cause.strerror}; {remedy(cause, 'check the path and its permissions')}"
+    if isinstance(error, pa.StaleTensorError):  # nothing is freed here that is still used
+        return f"a device died while the model was loaded; {AGAIN}"
     return f"{_line(error) or type(error).__name__}; {AGAIN}"
 
 

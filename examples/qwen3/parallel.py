@@ -11,7 +11,7 @@ import numpy as np
 
 import pypto_actors as pa
 from examples.qwen3.config import Config
-from examples.qwen3.errors import AGAIN, DeviceLostError, OptionError, remedy
+from examples.qwen3.errors import OptionError, remedy
 from examples.qwen3.forward import Ids
 from examples.qwen3.options import Options
 from examples.qwen3.parallel_programs import ShardedPrograms, make_sharded_programs
@@ -117,10 +117,8 @@ class TensorParallel:
                     await self._worker.copy_to(tensor if part.layer is None else tensor[part.layer], np.ascontiguousarray(array))
             self._prefill = self._worker.bind(self.programs.prefill, **self._tensors)
             self._decode = self._worker.bind(self.programs.decode, **self._tensors)
-        except BaseException as error:
+        except BaseException:
             await self._free()
-            if isinstance(error, pa.StaleTensorError):
-                raise DeviceLostError(f"a device died while the model was loaded; {AGAIN}") from error
             raise
         return self
 

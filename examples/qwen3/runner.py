@@ -12,7 +12,6 @@ import numpy as np
 
 import pypto_actors as pa
 from examples.qwen3.config import Config
-from examples.qwen3.errors import AGAIN, DeviceLostError
 from examples.qwen3.programs import Programs
 from examples.qwen3.sampling import Ids, Sampler, Sampling, checked
 from examples.qwen3.weights import Array, Part, Weights
@@ -72,10 +71,8 @@ class Qwen3:
             await self._load(self._parts)
             self._prefill = self._worker.bind(self.programs.prefill, **self._tensors, **self._given("tokens", "positions"))
             self._decode = self._worker.bind(self.programs.decode, **self._tensors)
-        except BaseException as error:
+        except BaseException:
             await self._free()
-            if isinstance(error, pa.StaleTensorError):
-                raise DeviceLostError(f"a device died while the model was loaded; {AGAIN}") from error
             raise
         return self
 

@@ -57,10 +57,9 @@ class ProcessBackend:
     async def start(self, ranks: Sequence[int], desk: Desk, loop: asyncio.AbstractEventLoop) -> Sequence[Executor]:
         if not hasattr(os, "memfd_create") or not hasattr(os, "pidfd_open"):
             raise RuntimeError("backend='process' needs Linux: memfd_create for memory without names, pidfd_open to hear of a death")
-        interconnect, clock = SharedInterconnect(self._elsewhere), clock_of(loop)
+        interconnect, clock = SharedInterconnect(self._elsewhere, self._lost), clock_of(loop)
         self._interconnect = interconnect
         waves: dict[Key, Wave] = {}
-        interconnect.dropped = self._lost
         sharing = Sharing(interconnect, lambda: (*self._executors, *self._buried), self._moved)
         self._make = lambda rank: ProcessExecutor(rank, interconnect, desk, clock, loop, waves, sharing, self._lost)
         try:

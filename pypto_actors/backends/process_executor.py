@@ -512,15 +512,16 @@ class ProcessExecutor(LocalExecutor):
         tensor = args[slot.index] if slot.source is Source.ARGUMENT else None
         if type(tensor) is not DeviceTensor:
             return None
-        moved: asyncio.Future[None] = self._loop.create_future()
         try:
             move = self._sharing.move((tensor.allocation,), self._copies)
         except MemoryError as error:
-            moved.set_exception(error)
-            return moved
+            failed_to_move: asyncio.Future[None] = self._loop.create_future()
+            failed_to_move.set_exception(error)
+            return failed_to_move
         self._shared.write((tensor.allocation,))
         if move is None:
             return None
+        moved: asyncio.Future[None] = self._loop.create_future()
         move.waiting.append(partial(_settle, moved))
         return moved
 

@@ -18,7 +18,8 @@ import numpy as np
 from msgspec import Struct
 
 from pypto_actors.backends.copy_engine import CopyEngine
-from pypto_actors.backends.shared_memory import Block, SharedInterconnect
+from pypto_actors.backends.shared_memory import SharedInterconnect
+from pypto_actors.backends.slabs import Block
 from pypto_actors.messages import Piece, Transfer
 
 

@@ -19,7 +19,8 @@ from msgspec import Struct
 
 from pypto_actors.addresses import address_of
 from pypto_actors.backends.memory import sliced
-from pypto_actors.backends.shared_memory import HOST_HEAP, SMALLEST, Block, SharedInterconnect
+from pypto_actors.backends.shared_memory import HOST_HEAP, SharedInterconnect
+from pypto_actors.backends.slabs import SMALLEST, Block
 from pypto_actors.backends.wire import Value
 from pypto_actors.messages import Dispatch
 from pypto_actors.plan import Part, Slot, Source

@@ -1,146 +1,36 @@
-"""Shared memory without names: nothing can be left in /dev/shm, whoever is killed when. Only the parent decides where something lives.
-
-Memory comes in slabs, anonymous files that are as large as they may become and hold pages only where something was written. Blocks
-are cut from them by size classes and never merged: address space is plentiful, and a block that is given back keeps no pages.
-"""
+"""Where each allocation lives in shared memory, and which of them share a place. Only the parent decides that."""
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import os
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
-
-import numpy as np
-from msgspec import Struct
 
 from pypto_actors.backends.memory import Interconnect
+from pypto_actors.backends.slabs import Block, Heap, Slab
 from pypto_actors.values import DeviceTensor
 
-Array: TypeAlias = np.ndarray[Any, Any]
 HOST_HEAP = -1  # the heap of host arrays and of their copies; the others have the ranks of their devices
-SMALLEST = 64  # bytes of a block: a line of the cache
-PUNCH = 1 << 16  # from here on, bytes given back lose their pages; below they are cleared
-PUNCH_ELSEWHERE = 1 << 22  # from here on, in a thread
-KEEP_STAGED = 1 << 26  # staging below this keeps its pages for the next one
-FIRST_SLAB = 1 << 28
-SHARED = 1 << 20  # from here on, a copy of a whole allocation may be put off until one of both is written
-KEEP_SIZE_PUNCH_HOLE = 3  # the flags of fallocate(2)
-
-
-class Slab:
-    """One anonymous file, mapped here; others map it by its file descriptor."""
-
-    __slots__ = ("address", "bytes", "fd", "number", "size")
-
-    def __init__(self, number: int, size: int) -> None:
-        self.number = number
-        self.size = size
-        self.fd = -1
-        try:
-            self.fd = os.memfd_create(f"pypto_actors-{number}")
-            os.ftruncate(self.fd, size)
-            self.bytes: Array = np.frombuffer(mmap.mmap(self.fd, size), np.uint8)
-        except (OSError, ValueError, OverflowError) as error:
-            if self.fd >= 0:
-                os.close(self.fd)
-            raise MemoryError(f"no shared memory of {size} bytes: {error}") from error
-        self.address: int = self.bytes.__array_interface__["data"][0]
-
-    def punch(self, offset: int, nbytes: int) -> None:
-        """Give the pages back; they read as zero. Without the GIL."""
-        if _fallocate(self.fd, KEEP_SIZE_PUNCH_HOLE, offset, nbytes) != 0:
-            self.bytes[offset : offset + nbytes] = 0
-
-    def close(self) -> None:
-        """The file ends when nobody maps it any more."""
-        os.close(self.fd)
-        self.fd = -1
-
-
-class Block(Struct, frozen=True, eq=False):
-    """Bytes that belong to somebody. `size`: of its class."""
-
-    heap: Heap
-    slab: Slab
-    offset: int
-    size: int
-    nbytes: int
-
-    def array(self) -> Array:
-        return self.slab.bytes[self.offset : self.offset + self.nbytes]
-
-
-class Heap:
-    """Blocks on one device, or of the host. All free bytes are zero, except where `zeroed` is off."""
-
-    def __init__(self, new_slab: Callable[[int], Slab], elsewhere: Callable[[Callable[[], None]], None], zeroed: bool = True) -> None:
-        self._new_slab = new_slab
-        self._elsewhere = elsewhere
-        self._zeroed = zeroed
-        self._free: dict[int, list[tuple[Slab, int]]] = {}
-        self._next = 0
-        self.slabs: list[Slab] = []
-
-    def take(self, nbytes: int) -> Block:
-        """Bytes of a block. Raises `MemoryError`."""
-        size = max(SMALLEST, 1 << (nbytes - 1).bit_length())
-        free = self._free.get(size)
-        if free:
-            slab, offset = free.pop()
-            return Block(self, slab, offset, size, nbytes)
-        align = min(size, mmap.PAGESIZE)
-        offset = -(-self._next // align) * align
-        if not self.slabs or offset + size > self.slabs[-1].size:
-            self.slabs.append(self._new_slab(max(FIRST_SLAB << len(self.slabs), size)))
-            offset = 0
-        self._next = offset + size
-        return Block(self, self.slabs[-1], offset, size, nbytes)
-
-    def give(self, block: Block) -> None:
-        """A block is free again."""
-        if self._zeroed and block.size < PUNCH:
-            block.array()[...] = 0
-        elif block.size >= (PUNCH_ELSEWHERE if self._zeroed else KEEP_STAGED):
-            self._elsewhere(lambda: self._punch(block))
-            return
-        elif self._zeroed:
-            block.slab.punch(block.offset, block.size)
-        self._put(block)
-
-    def clear(self) -> None:
-        """Nothing is taken or given any more."""
-        self._free.clear()
-        self.slabs.clear()
-
-    def _punch(self, block: Block) -> None:
-        if block.slab.fd >= 0:
-            block.slab.punch(block.offset, block.size)
-            self._put(block)
-
-    def _put(self, block: Block) -> None:
-        self._free.setdefault(block.size, []).append((block.slab, block.offset))
+SHARED = 1 << 20  # bytes; from here on, a copy of a whole allocation may be put off until one of both is written
 
 
 class SharedInterconnect(Interconnect):
-    """Device memory that other processes can map, and staging for host arrays. `elsewhere(work)` has work done in some thread.
+    """Device memory that other processes can map, and staging for host arrays. `elsewhere(work)` has work done in some thread;
+    `dropped(slabs)` is called with slabs that have gone after their device, when nobody shared them any more.
 
     Allocations may share a block, which none of them may write then: each is given one of its own first (copy on write, as the pages of
     a forked process). `written`: those that a kernel or a callback has written, or may have.
     """
 
-    def __init__(self, elsewhere: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, elsewhere: Callable[[Callable[[], None]], None], dropped: Callable[[list[int]], None]) -> None:
         super().__init__()
         self.slabs: dict[int, Slab] = {}
         self._elsewhere = elsewhere
+        self._dropped = dropped
         self._heaps: dict[int, Heap] = {}
         self._blocks: dict[int, Block] = {}
         self._users: dict[Block, int] = {}  # of a block that has several
         self._reserved: list[Block] = []  # to be filled, before an allocation has them
         self._retired: list[Slab] = []  # of devices that have died, but others share some of it
-        self.dropped: Callable[[list[int]], None] = lambda slabs: None  # called with retired slabs that have gone in the end
         self.written: set[int] = set()
         self._last = 0
         self._by_address: list[tuple[int, int]] = []  # (address, slab), sorted
@@ -220,6 +110,7 @@ class SharedInterconnect(Interconnect):
         self.written.update(allocation for allocation in allocations if allocation in self._blocks)
 
     def shares(self, allocation: int) -> bool:
+        """Must it be moved before it is written?"""
         return bool(self._users) and self._blocks.get(allocation) in self._users
 
     def begin_move(self, allocations: Sequence[int]) -> list[tuple[Block, Block]]:
@@ -263,12 +154,10 @@ class SharedInterconnect(Interconnect):
             self._users[block] = users - 1
         elif users == 2:
             del self._users[block]
-        elif block.slab not in self._retired:
-            block.heap.give(block)
-        elif not self._in_use(block.slab):
+        elif block.slab in self._retired and not self._in_use(block.slab):
             self._retired.remove(block.slab)
             self._drop([block.slab])
-            self.dropped([block.slab.number])
+            self._dropped([block.slab.number])
         else:
             block.heap.give(block)
 
@@ -308,11 +197,3 @@ class SharedInterconnect(Interconnect):
             heap.clear()
         self._heaps.clear()
         self._drop(list(self.slabs.values()))
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _fallocate(fd: int, mode: int, offset: int, nbytes: int) -> int:
-    call = getattr(_libc, "fallocate", None)
-    return -1 if call is None else int(call(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(nbytes)))
