@@ -27,8 +27,8 @@ import pypto_actors as pa
 from benchmarks import harness
 from benchmarks.floors import BareThread
 from benchmarks.harness import SEED, Answer
-from examples.qwen3 import forward
 from examples.qwen3.config import Config
+from examples.qwen3.decode import make_decode_step
 from examples.qwen3.programs import make_programs
 from examples.qwen3.runner import Qwen3
 from examples.qwen3.sampling import Sampler, Sampling, pick_each
@@ -74,7 +74,8 @@ class Direct:
     """The steps of decode in a plain loop, on the memory of the device, which lies in this process and is idle meanwhile."""
 
     def __init__(self, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
-        self.weights = Weights(**{name: arrays[name] for name in Weights._fields})
+        weights = Weights(**{name: arrays[name] for name in Weights._fields})
+        self.decode_step = make_decode_step(CONFIG, weights, arrays["keys"], arrays["values"], len(arrays["tokens"]))
         self.arrays = arrays
         self.sampling = Sampling()
 
@@ -90,7 +91,7 @@ class Direct:
     def step(self) -> list[int]:
         """What the kernel does in a step, and the tokens for the host."""
         tokens, positions, logits = self.arrays["tokens"], self.arrays["positions"], self.arrays["logits"][0]
-        forward.decode_step(CONFIG, self.weights, self.arrays["keys"], self.arrays["values"], tokens, positions, logits)
+        self.decode_step(tokens, positions, logits)
         pick_each(logits, self.sampling, self.arrays["draws"][0], tokens)
         positions += 1
         chosen: list[int] = tokens.tolist()

@@ -8,6 +8,8 @@ Keys are stored by rows too: writing a token is one contiguous copy, and BLAS re
 
 from __future__ import annotations
 
+from typing import NamedTuple, Self
+
 import numpy as np
 
 from examples.qwen3.weights import Array
@@ -20,38 +22,55 @@ BLOCK = 64
 SAFE_SCORE = 60.0
 
 
-def softmax_weights(scores: Array, bound: float) -> Array:
-    """Exponentials of `scores` (…, n), in place; returns their sums (…, 1).
+class Scores(NamedTuple):
+    """Scratch for the attention of one query token of each sequence, used again by each layer."""
+
+    scores: Array  # (…, kv_heads, group, n)
+    sums: Array  # (…, kv_heads, group, 1)
+    ones: Array  # (n, 1)
+
+    @classmethod
+    def of(cls, rows: tuple[int, ...], count: int) -> Self:
+        """For `count` tokens of each sequence and `rows`, (…, kv_heads, group)."""
+        return cls(np.empty((*rows, count), np.float32), np.empty((*rows, 1), np.float32), np.ones((count, 1), np.float32))
+
+
+def in_one_tile(count: int, group: int) -> bool:
+    """Are the scores of `group` query heads for `count` tokens one tile?"""
+    return count * group <= TILE
+
+
+def softmax_weights(scores: Array, bound: float, ones: Array, sums: Array) -> None:
+    """Exponentials of `scores` (…, n), in place, and their `sums` (…, 1); `ones`: (n, 1).
 
     They are shifted by their maximum, unless `bound`, the largest that they can be, says that none will overflow.
     """
     if bound > SAFE_SCORE:
         scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
-    np.exp(scores, out=scores)
+    np.exp(scores, scores)
     # A product with ones: BLAS adds rows twice as fast as `np.add.reduce` does.
-    sums: Array = np.matmul(scores, np.ones((scores.shape[-1], 1), np.float32))
-    return sums
+    np.matmul(scores, ones, sums)
 
 
-def attend_decode(queries: Array, keys: Array, values: Array, mask: Array | None, bound: float, scores: Array, out: Array) -> None:
+def attend_decode(queries: Array, keys: Array, values: Array, mask: Array | None, bound: float, scratch: Scores, out: Array) -> None:
     """One query token for each sequence.
 
-    `queries`, `out`: (batch, kv_heads, group, head_dim), rotated and scaled; `keys`, `values`: (batch, kv_heads, n,
-    head_dim); `mask`: (batch, 1, 1, n) of 0 and -inf, or None where all sequences are n tokens long;
-    `bound`: the largest that a score can be; `scores`: scratch (batch, kv_heads, group, n).
+    `queries`, `out`: (…, kv_heads, group, head_dim), rotated and scaled; `keys`, `values`: (…, kv_heads, n, head_dim);
+    `mask`: (batch, 1, 1, n) of 0 and -inf, or None where all sequences are n tokens long; `bound`: the largest that a
+    score can be. The first axis is that of the sequences; a single one needs none.
     """
-    count = keys.shape[2]
-    positions = max(1, TILE // queries.shape[2])
-    for start in range(0, count, positions):
-        some = slice(start, start + positions)
-        np.matmul(queries, keys[:, :, some].swapaxes(2, 3), out=scores[..., some])
+    scores, sums, ones = scratch
+    group, count = scores.shape[-2:]
+    positions = max(1, TILE // group)
+    tiles = [slice(start, start + positions) for start in range(0, count, positions)]
+    for some in tiles:
+        np.matmul(queries, keys[..., some, :].swapaxes(-1, -2), out=scores[..., some])
     if mask is not None:
         scores += mask
-    sums = softmax_weights(scores, bound)
-    np.matmul(scores[..., :positions], values[:, :, :positions], out=out)
-    for start in range(positions, count, positions):
-        some = slice(start, start + positions)
-        out += np.matmul(scores[..., some], values[:, :, some])
+    softmax_weights(scores, bound, ones, sums)
+    np.matmul(scores[..., tiles[0]], values[..., tiles[0], :], out=out)
+    for some in tiles[1:]:
+        out += np.matmul(scores[..., some], values[..., some, :])
     out /= sums
 
 
@@ -59,19 +78,20 @@ def attend_prefill(queries: Array, keys: Array, values: Array, bound: float, out
     """Causal attention of a whole prompt, by blocks of query rows, each against the keys up to its end.
 
     `queries`, `out`: (n, kv_heads, group, head_dim); `keys`, `values`: (kv_heads, n, head_dim), of the same n tokens;
-    `bound`: the largest that a score can be.
+    `bound`: the largest that a score can be. The queries of a group are rows of one product with its keys.
     """
-    count, kv_heads, group, _ = queries.shape
-    by_head = queries.transpose(1, 2, 0, 3)
-    out_by_head = out.transpose(1, 2, 0, 3)
+    count, kv_heads, group, dim = queries.shape
+    by_head, out_by_head = queries.transpose(1, 2, 0, 3), out.transpose(1, 2, 0, 3)
     future = np.triu(np.full((BLOCK, BLOCK), -np.inf, np.float32), 1)
+    ones = np.ones((count, 1), np.float32)
     for start in range(0, count, BLOCK):
         end = min(start + BLOCK, count)
         rows = end - start
-        scores = np.empty((kv_heads, group, rows, end), np.float32)
-        np.matmul(by_head[:, :, start:end], keys[:, None, :end].swapaxes(2, 3), out=scores)
-        scores[..., start:] += future[:rows, :rows]
-        sums = softmax_weights(scores, bound)
-        block = out_by_head[:, :, start:end]
-        np.matmul(scores, values[:, None, :end], out=block)
-        block /= sums
+        several = by_head[:, :, start:end].reshape(kv_heads, group * rows, dim)
+        scores = np.matmul(several, keys[:, :end].swapaxes(1, 2))
+        scores.reshape(kv_heads, group, rows, end)[..., start:] += future[:rows, :rows]
+        sums = np.empty((kv_heads, group * rows, 1), np.float32)
+        softmax_weights(scores, bound, ones[:end], sums)
+        attended = np.matmul(scores, values[:, :end])
+        np.divide(attended, sums, attended)
+        out_by_head[:, :, start:end] = attended.reshape(kv_heads, group, rows, dim)

@@ -6,6 +6,7 @@ import numpy as np
 
 from examples.qwen3 import forward
 from examples.qwen3.config import Config
+from examples.qwen3.decode import make_decode_step
 from examples.qwen3.forward import Ids
 from examples.qwen3.weights import Array, Weights
 
@@ -29,5 +30,5 @@ class DirectModel:
     def decode_step(self, tokens: Ids, positions: Ids) -> Array:
         """Logits (n, V) behind one further token of each sequence; `tokens`, `positions`: (n,), n up to the batch."""
         logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
-        forward.decode_step(self.config, self.weights, self.keys, self.values, tokens, positions, logits)
+        make_decode_step(self.config, self.weights, self.keys, self.values, len(tokens))(tokens, positions, logits)
         return logits

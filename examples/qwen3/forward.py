@@ -1,4 +1,4 @@
-"""The forward pass of Qwen3 in numpy: plain functions over arrays, float32 throughout.
+"""The forward pass of Qwen3 in numpy, float32 throughout: its parts, and the prefill; `decode.py` has the decode.
 
 Both a direct loop (`direct.py`) and the kernels of `programs.py` call these. The KV caches are
 (layers, batch, kv_heads, positions, head_dim). What is folded into the weights stands in `weights.py`.
@@ -6,14 +6,12 @@ Both a direct loop (`direct.py`) and the kernels of `programs.py` call these. Th
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.qwen3.attention import attend_decode, attend_prefill
+from examples.qwen3.attention import Scores, attend_decode, attend_prefill
 from examples.qwen3.config import Config
-from examples.qwen3.weights import Array, Weights
+from examples.qwen3.weights import Array, Heads, Layer, Weights
 
 Ids = NDArray[np.int64]
 
@@ -26,6 +24,9 @@ WIDTH = 3072  # columns of a tile, at most: the sums for them stay in the cache 
 
 def multiply(x: Array, matrix: Array, out: Array) -> None:
     """`out = x @ matrix`, (n, K) by (K, N), in the fastest way for n rows and one BLAS thread."""
+    if len(x) == 1:
+        x.dot(matrix, out)  # the same gemv as `np.matmul`, on a shorter way
+        return
     if len(x) not in TILED_ROWS or matrix.size <= TILE:
         np.matmul(x, matrix, out=out)
         return
@@ -42,109 +43,108 @@ def multiply(x: Array, matrix: Array, out: Array) -> None:
             sums += addend
 
 
-def normalize(x: Array, eps: float, out: Array) -> None:
-    """`x / sqrt(sum(x²) + eps)` over the last axis: an RMSNorm, with its weight and sqrt(n) folded in behind it."""
-    if x.ndim == 2 and len(x) == 1:
-        row = x[0]
-        np.multiply(x, 1 / math.sqrt(float(row.dot(row)) + eps), out=out)
-        return
-    length = np.matmul(x[..., None, :], x[..., :, None])[..., 0]
-    length += eps
-    np.sqrt(length, out=length)
-    np.divide(x, length, out=out)
+class Norm:
+    """Fills `out` with `x / sqrt(sum(x²) + eps)` over the last axis: an RMSNorm, with its weight and sqrt(n) folded in behind it.
+
+    `x` may change between calls, and may be `out`.
+    """
+
+    def __init__(self, x: Array, eps: float, out: Array) -> None:
+        self._x, self._eps, self._out = x, eps, out
+        self._rows, self._columns = x[..., None, :], x[..., :, None]
+        self._squares = np.empty((*x.shape[:-1], 1, 1), np.float32)
+        self._lengths = self._squares[..., 0]
+
+    def __call__(self) -> None:
+        lengths = self._lengths
+        np.matmul(self._rows, self._columns, self._squares)
+        np.add(lengths, self._eps, lengths)
+        np.sqrt(lengths, lengths)
+        np.divide(self._x, lengths, self._out)
 
 
 def swiglu(gate_up: Array, out: Array) -> None:
-    """`silu(gate) * up`; `gate_up` (n, 2 I), `out` (n, I). An overflow of exp gives 0, as it should."""
+    """`silu(-gate) * -up`; `gate_up` (n, 2 I), changed, `out` (n, I). An overflow of exp gives 0, as it should."""
     inner = out.shape[-1]
     gate, up = gate_up[:, :inner], gate_up[:, inner:]
-    np.negative(gate, out=out)
-    np.exp(out, out=out)
-    out += 1
-    np.divide(gate, out, out=out)
-    out *= up
+    np.exp(gate, out)
+    np.add(out, 1, out)
+    np.multiply(gate, up, gate)
+    np.divide(gate, out, out)
+
+
+class Projection:
+    """The first half of a layer, up to the attention, over `x` (n, H): scratch that each layer uses again. `normed`: like `x`, written."""
+
+    def __init__(self, config: Config, x: Array, normed: Array) -> None:
+        rows, heads, kv_heads, dim = len(x), config.heads, config.kv_heads, config.head_dim
+        self._bias = config.attention_bias
+        self._normed = normed
+        self._normalize = Norm(x, config.rms_norm_eps * config.hidden_size, normed)
+        self._qkv = np.empty((rows, config.q_size + 2 * config.kv_size), np.float32)
+        split = config.q_size + config.kv_size
+        self._qk = self._qkv[:, :split].reshape(rows, heads + kv_heads, dim)
+        self._normalize_qk = Norm(self._qk, config.rms_norm_eps * dim, self._qk)
+        self._rotated = self._qk.view(np.complex64)
+        self.queries = self._qk[:, :heads].reshape(rows, kv_heads, config.group, dim)
+        self.keys = self._qk[:, heads:]
+        self.values = self._qkv[:, split:].reshape(rows, kv_heads, dim)
+
+    def project(self, heads: Heads, rotation: NDArray[np.complex64]) -> None:
+        """Fill `queries`, `keys` (normed, rotated) and `values` from `x`; `rotation`: (n, 1, D / 2)."""
+        self._normalize()
+        multiply(self._normed, heads.w_qkv, self._qkv)
+        if self._bias:
+            self._qkv += heads.b_qkv
+        self._normalize_qk()
+        np.multiply(self._qk, heads.qk_norm, self._qk)
+        np.multiply(self._rotated, rotation, self._rotated)
+
+
+class Mlp:
+    """The second half of a layer, over `x` (n, H): scratch that each layer uses again. `normed`: like `x`, written."""
+
+    def __init__(self, config: Config, x: Array, normed: Array) -> None:
+        self._normed = normed
+        self._normalize = Norm(x, config.rms_norm_eps * config.hidden_size, normed)
+        self._gate_up = np.empty((len(x), 2 * config.intermediate_size), np.float32)
+        self._inner = np.empty((len(x), config.intermediate_size), np.float32)
+
+    def feed(self, w_gate_up: Array, w_down: Array, out: Array) -> None:
+        """Fill `out` (n, H) from `x`."""
+        self._normalize()
+        multiply(self._normed, w_gate_up, self._gate_up)
+        swiglu(self._gate_up, self._inner)
+        multiply(self._inner, w_down, out)
 
 
 class Step:
-    """Scratch of one pass over n rows, used again by each layer: it is made once for each pass, never shared."""
+    """A pass over `x` (n, H), which goes from layer to layer. Never shared."""
 
-    def __init__(self, config: Config, weights: Weights, rows: int) -> None:
-        self.config = config
-        self.weights = weights
-        heads, kv_heads, dim = config.heads, config.kv_heads, config.head_dim
-        self.eps = config.rms_norm_eps * config.hidden_size
-        self.qk_eps = config.rms_norm_eps * dim
-        self.normed = np.empty((rows, config.hidden_size), np.float32)
-        self.qkv = np.empty((rows, config.q_size + 2 * config.kv_size), np.float32)
-        split = config.q_size + config.kv_size
-        self.qk = self.qkv[:, :split].reshape(rows, heads + kv_heads, dim)
-        self.values = self.qkv[:, split:].reshape(rows, kv_heads, dim)
-        self.attended = np.empty((rows, kv_heads, config.group, dim), np.float32)
-        self.gate_up = np.empty((rows, 2 * config.intermediate_size), np.float32)
-        self.inner = np.empty((rows, config.intermediate_size), np.float32)
-        rotated = self.qk.view(np.complex64)
-        self.rotated = rotated
-        self.queries = self.qk[:, :heads].reshape(rows, kv_heads, config.group, dim)
-        self.keys = self.qk[:, heads:]
+    def __init__(self, config: Config, x: Array) -> None:
+        self.x = x
+        self.attended = np.empty((len(x), config.kv_heads, config.group, config.head_dim), np.float32)
+        self._attended = self.attended.reshape(len(x), config.q_size)
+        self._bias = config.attention_bias
+        self._normed = np.empty_like(x)
+        self._normalize = Norm(x, config.rms_norm_eps * config.hidden_size, self._normed)
+        self.projection = Projection(config, x, self._normed)
+        self._mlp = Mlp(config, x, self._normed)
 
-    def project(self, x: Array, layer: int, rotation: NDArray[np.complex64]) -> None:
-        """Fill `queries`, `keys` (normed, rotated) and `values` from `x` (n, H)."""
-        normalize(x, self.eps, self.normed)
-        multiply(self.normed, self.weights.w_qkv[layer], self.qkv)
-        if self.config.attention_bias:
-            self.qkv += self.weights.b_qkv[layer]
-        normalize(self.qk, self.qk_eps, self.qk)
-        self.qk *= self.weights.qk_norm[layer]
-        self.rotated *= rotation
-
-    def finish(self, x: Array, layer: int) -> None:
+    def finish(self, layer: Layer) -> None:
         """Add what was attended, and the MLP, to `x`."""
-        weights = self.weights
-        multiply(self.attended.reshape(len(x), -1), weights.w_o[layer], self.normed)
-        if self.config.attention_bias:
-            x += weights.b_o[layer]
-        x += self.normed
-        normalize(x, self.eps, self.normed)
-        multiply(self.normed, weights.w_gate_up[layer], self.gate_up)
-        swiglu(self.gate_up, self.inner)
-        multiply(self.inner, weights.w_down[layer], self.normed)
-        x += self.normed
+        x, sum_of_heads = self.x, self._normed
+        multiply(self._attended, layer.heads.w_o, sum_of_heads)
+        if self._bias:
+            x += layer.b_o
+        np.add(x, sum_of_heads, x)
+        self._mlp.feed(layer.w_gate_up, layer.w_down, self._normed)
+        np.add(x, self._normed, x)
 
-
-def decode_step(config: Config, weights: Weights, keys: Array, values: Array, tokens: Ids, positions: Ids, logits: Array) -> None:
-    """One token for each of n sequences, the first n of the cache.
-
-    `tokens`, `positions`: (n,) integers, each sequence at its own position; `keys`, `values`: the caches, written at
-    those positions; `logits`: (n, V), written. Positions must lie inside the cache and the rotary table.
-    """
-    rows = len(tokens)
-    last = int(positions.max())
-    same = bool((positions == last).all())
-    step = Step(config, weights, rows)
-    scores = np.empty((rows, config.kv_heads, config.group, last + 1), np.float32)
-    mask = None
-    if not same:
-        visible = np.arange(last + 1) <= positions[:, None]
-        mask = np.where(visible, np.float32(0), np.float32(-np.inf))[:, None, None]
-    rotation = weights.rope.view(np.complex64)[positions][:, None]
-    which = np.arange(rows)
-    x = weights.embed[tokens]
-    with np.errstate(over="ignore", invalid="ignore"):
-        for layer in range(config.layers):
-            step.project(x, layer, rotation)
-            layer_keys, layer_values = keys[layer], values[layer]
-            if same:
-                layer_keys[:rows, :, last] = step.keys
-                layer_values[:rows, :, last] = step.values
-            else:
-                layer_keys[which, :, positions] = step.keys
-                layer_values[which, :, positions] = step.values
-            seen = slice(None, rows), slice(None), slice(None, last + 1)
-            bound = float(weights.score_bound[layer, 0])
-            attend_decode(step.queries, layer_keys[seen], layer_values[seen], mask, bound, scores, step.attended)
-            step.finish(x, layer)
-        normalize(x, step.eps, step.normed)
-        multiply(step.normed, weights.head, logits)
+    def leave(self, head: Array, logits: Array) -> None:
+        """Fill `logits` (n, V) from `x`."""
+        self._normalize()
+        multiply(self._normed, head, logits)
 
 
 def prefill(config: Config, weights: Weights, keys: Array, values: Array, tokens: Ids, slot: int, logits: Array) -> None:
@@ -154,23 +154,25 @@ def prefill(config: Config, weights: Weights, keys: Array, values: Array, tokens
     written, of the last token only.
     """
     rows = len(tokens)
-    step = Step(config, weights, rows)
+    step = Step(config, weights.embed[tokens])
+    projection = step.projection
     rotation = weights.rope.view(np.complex64)[:rows, None]
-    x = weights.embed[tokens]
+    *others, last = weights.layers()
+
+    def project(layer: Layer, layer_keys: Array, layer_values: Array) -> None:
+        projection.project(layer.heads, rotation)
+        layer_keys[:] = projection.keys.swapaxes(0, 1)
+        layer_values[:] = projection.values.swapaxes(0, 1)
+
+    keys, values = keys[:, slot, :, :rows], values[:, slot, :, :rows]
     with np.errstate(over="ignore", invalid="ignore"):
-        for layer in range(config.layers):
-            step.project(x, layer, rotation)
-            layer_keys, layer_values = keys[layer, slot, :, :rows], values[layer, slot, :, :rows]
-            layer_keys[:] = step.keys.swapaxes(0, 1)
-            layer_values[:] = step.values.swapaxes(0, 1)
-            bound = float(weights.score_bound[layer, 0])
-            if layer + 1 < config.layers:
-                attend_prefill(step.queries, layer_keys, layer_values, bound, step.attended)
-                step.finish(x, layer)
-        # Of the last layer only the last token's output is wanted; the others have left their keys and values.
-        scores = np.empty((1, config.kv_heads, config.group, rows), np.float32)
-        tail, x = Step(config, weights, 1), x[-1:]
-        attend_decode(step.queries[-1:], layer_keys[None], layer_values[None], None, bound, scores, tail.attended)
-        tail.finish(x, layer)
-        normalize(x, tail.eps, tail.normed)
-        multiply(tail.normed, weights.head, logits[None])
+        for layer, layer_keys, layer_values in zip(others, keys[:-1], values[:-1], strict=True):
+            project(layer, layer_keys, layer_values)
+            attend_prefill(projection.queries, layer_keys, layer_values, layer.heads.score_bound, step.attended)
+            step.finish(layer)
+        # Of the last layer only the last token's output is wanted; the others leave their keys and values.
+        project(last, keys[-1], values[-1])
+        tail, scratch = Step(config, step.x[-1:]), Scores.of((1, config.kv_heads, config.group), rows)
+        attend_decode(projection.queries[-1:], keys[-1:], values[-1:], None, last.heads.score_bound, scratch, tail.attended)
+        tail.finish(last)
+        tail.leave(weights.head, logits[None])

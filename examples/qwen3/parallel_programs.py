@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pypto_actors as pa
-from examples.qwen3.attention import attend_decode, attend_prefill
+from examples.qwen3.attention import Scores, attend_decode, attend_prefill
 from examples.qwen3.config import Config
-from examples.qwen3.forward import Step, multiply, normalize, swiglu
+from examples.qwen3.forward import Mlp, Norm, Projection, multiply
 from examples.qwen3.parallel_shards import shard_config, shard_shapes, vocabulary_share
 from examples.qwen3.programs import cache_shape
-from examples.qwen3.weights import Array, Weights, weight_shapes
+from examples.qwen3.weights import Array, Heads, Weights, heads_of, weight_shapes
 
 Refs = tuple[pa.TensorRef, ...]
 FIELDS = Weights._fields
@@ -68,8 +68,8 @@ def make_sharded_programs(config: Config, positions: int, devices: int) -> Shard
         x: pa.InArray,
         partial: pa.OutArray,
     ) -> None:
-        weights = _weights(w_qkv=w_qkv, b_qkv=b_qkv, qk_norm=qk_norm, rope=rope)
-        attend_heads(mine, weights, layer, float(score_bound[layer, 0]), places, keys[layer, 0], values[layer, 0], x, w_o[layer], partial)
+        heads = heads_of(w_qkv, b_qkv, qk_norm, score_bound, w_o, layer)
+        attend_heads(mine, heads, rope, places, keys[layer, 0], values[layer, 0], x, partial)
 
     @pa.kernel
     def feed(
@@ -79,7 +79,7 @@ def make_sharded_programs(config: Config, positions: int, devices: int) -> Shard
             x += reduced
             if config.attention_bias:
                 x += b_o[layer]
-        feed_columns(mine, w_gate_up[layer], w_down[layer], x, partial)
+            Mlp(mine, x, np.empty_like(x)).feed(w_gate_up[layer], w_down[layer], partial)
 
     @pa.kernel
     def add(reduced: pa.InArray, x: pa.InOutArray) -> None:
@@ -90,7 +90,7 @@ def make_sharded_programs(config: Config, positions: int, devices: int) -> Shard
     def leave(head: pa.InArray, x: pa.InArray, logits: pa.OutArray) -> None:
         last = np.empty_like(x[-1:])
         with np.errstate(over="ignore", invalid="ignore"):
-            normalize(x[-1:], config.rms_norm_eps * config.hidden_size, last)
+            Norm(x[-1:], config.rms_norm_eps * config.hidden_size, last)()
             multiply(last, head, logits[None])
 
     def forward(orch: pa.Orchestrator, tokens: pa.TensorRef, places: pa.TensorRef, given: Refs, logits: pa.TensorRef) -> None:
@@ -144,46 +144,21 @@ def make_sharded_programs(config: Config, positions: int, devices: int) -> Shard
 
 
 def attend_heads(
-    config: Config,
-    weights: Weights,
-    layer: int,
-    bound: float,
-    places: NDArray[np.int64],
-    keys: Array,
-    values: Array,
-    x: Array,
-    w_o: Array,
-    partial: Array,
+    config: Config, heads: Heads, rope: Array, places: NDArray[np.int64], keys: Array, values: Array, x: Array, partial: Array
 ) -> None:
     """This device's heads over `x` (n, H): its keys and values enter the cache (kv_heads, positions, D) at `places`, a run of positions."""
     first, rows = int(places[0]), len(places)
     end = first + rows
-    step = Step(config, weights, rows)
+    projection = Projection(config, x, np.empty_like(x))
+    attended = np.empty((rows, config.kv_heads, config.group, config.head_dim), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        step.project(x, layer, weights.rope.view(np.complex64)[first:end, None])
-        keys[:, first:end] = step.keys.swapaxes(0, 1)
-        values[:, first:end] = step.values.swapaxes(0, 1)
+        projection.project(heads, rope.view(np.complex64)[first:end, None])
+        keys[:, first:end] = projection.keys.swapaxes(0, 1)
+        values[:, first:end] = projection.values.swapaxes(0, 1)
+        keys, values = keys[:, :end], values[:, :end]
         if first == 0:
-            attend_prefill(step.queries, keys[:, :end], values[:, :end], bound, step.attended)
+            attend_prefill(projection.queries, keys, values, heads.score_bound, attended)
         else:
-            scores = np.empty((rows, config.kv_heads, config.group, end), np.float32)
-            attend_decode(step.queries, keys[None, :, :end], values[None, :, :end], None, bound, scores, step.attended)
-        multiply(step.attended.reshape(rows, -1), w_o, partial)
-
-
-def feed_columns(config: Config, w_gate_up: Array, w_down: Array, x: Array, partial: Array) -> None:
-    """This device's columns of the MLP over `x` (n, H)."""
-    inner = np.empty((len(x), config.intermediate_size), np.float32)
-    gate_up = np.empty((len(x), 2 * config.intermediate_size), np.float32)
-    normed = np.empty_like(x)
-    with np.errstate(over="ignore", invalid="ignore"):
-        normalize(x, config.rms_norm_eps * config.hidden_size, normed)
-        multiply(normed, w_gate_up, gate_up)
-        swiglu(gate_up, inner)
-        multiply(inner, w_down, partial)
-
-
-def _weights(**given: Array) -> Weights:
-    """`Weights` of which only `given` are looked at."""
-    nothing = np.empty(0, np.float32)
-    return Weights(**{name: given.get(name, nothing) for name in FIELDS})
+            scratch = Scores.of((rows, config.kv_heads, config.group), end)
+            attend_decode(projection.queries, keys[None], values[None], None, heads.score_bound, scratch, attended)
+        multiply(attended.reshape(rows, config.q_size), heads.w_o, partial)

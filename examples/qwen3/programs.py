@@ -18,6 +18,7 @@ import numpy as np
 import pypto_actors as pa
 from examples.qwen3 import forward
 from examples.qwen3.config import Config
+from examples.qwen3.decode import make_decode_step
 from examples.qwen3.sampling import Sampling, pick, pick_each
 from examples.qwen3.weights import Weights, weight_shapes
 
@@ -141,8 +142,9 @@ def make_programs(config: Config, positions: int, batch: int = 1, steps: int | N
     ) -> None:
         weights = Weights(embed, w_qkv, b_qkv, qk_norm, score_bound, w_o, b_o, w_gate_up, w_down, head, rope)
         sampling = Sampling(temperature, top_k, top_p)
+        decode_step = make_decode_step(config, weights, keys, values, len(tokens))
         for step in range(len(chosen)):
-            forward.decode_step(config, weights, keys, values, tokens, positions, logits[step])
+            decode_step(tokens, positions, logits[step])
             pick_each(logits[step], sampling, draws[step], tokens)
             positions += 1
             chosen[step] = tokens

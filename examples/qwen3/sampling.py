@@ -42,8 +42,10 @@ def pick(logits: Array, sampling: Sampling, draw: float) -> int:
 def pick_each(logits: Array, sampling: Sampling, draws: NDArray[np.float64], out: Ids) -> None:
     """The same for each of n sequences; `logits`: (n, V), `draws`, `out`: (n,)."""
     if sampling.temperature == 0:
-        np.argmax(logits, axis=1, out=out)
-        out[~np.isfinite(np.maximum.reduce(logits, axis=1))] = NOT_FINITE
+        logits.argmax(axis=1, out=out)
+        best = logits[np.arange(len(out)), out]
+        if not np.isfinite(best).all():
+            out[~np.isfinite(best)] = NOT_FINITE
         return
     for row in range(len(out)):
         out[row] = pick(logits[row], sampling, draws[row])

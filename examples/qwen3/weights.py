@@ -5,6 +5,7 @@ What is constant is folded in when a layer is stored, so that a step does not co
 - q, k and v are one matrix, gate and up are one matrix: two large products instead of five small ones.
 - The weight of an RMSNorm is a factor on the rows of the matrix behind it, and with it the sqrt(n) of
   `x / sqrt(sum(x²)/n + eps) = sqrt(n) · x / sqrt(sum(x²) + n·eps)`.
+- The weights of gate and up are negated, and so is what comes from them: `silu(g) · u = (-g) · (-u) / (1 + exp(-g))`.
 - The 1/sqrt(head_dim) of the attention scores is a factor on the query norm.
 - Queries and keys have norm 1 before their factors, so a score is at most the product of the largest ones: where that
   is small, softmax need not look for a maximum.
@@ -25,6 +26,25 @@ from examples.qwen3.config import Config
 Array = NDArray[np.float32]
 
 
+class Heads(NamedTuple):
+    """The weights of the attention of one layer."""
+
+    w_qkv: Array  # (H, Q + 2 KV)
+    b_qkv: Array  # (Q + 2 KV)
+    qk_norm: Array  # (heads + kv_heads, D)
+    score_bound: float
+    w_o: Array  # (Q, H)
+
+
+class Layer(NamedTuple):
+    """The weights of one layer, as `Weights` has them."""
+
+    heads: Heads
+    b_o: Array  # (H,)
+    w_gate_up: Array  # (H, 2 I)
+    w_down: Array  # (I, H)
+
+
 class Weights(NamedTuple):
     """All float32. L layers, H hidden, V vocabulary, I intermediate; Q, KV: all query, key heads; D head_dim."""
 
@@ -39,6 +59,18 @@ class Weights(NamedTuple):
     w_down: Array  # (L, I, H)
     head: Array  # (H, V), the final norm folded in
     rope: Array  # (positions, D): cosine and sine in turn, read as D/2 complex numbers
+
+    def layers(self) -> list[Layer]:
+        """Views of each layer."""
+        return [
+            Layer(heads_of(self.w_qkv, self.b_qkv, self.qk_norm, self.score_bound, self.w_o, number), b_o, w_gate_up, w_down)
+            for number, (b_o, w_gate_up, w_down) in enumerate(zip(self.b_o, self.w_gate_up, self.w_down, strict=True))
+        ]
+
+
+def heads_of(w_qkv: Array, b_qkv: Array, qk_norm: Array, score_bound: Array, w_o: Array, layer: int) -> Heads:
+    """Views of one layer of the fields of `Weights`."""
+    return Heads(w_qkv[layer], b_qkv[layer], qk_norm[layer], float(score_bound[layer, 0]), w_o[layer])
 
 
 def weight_shapes(config: Config, positions: int) -> dict[str, tuple[int, ...]]:
@@ -122,7 +154,7 @@ def layer_parts(config: Config, layer: int, tensors: Mapping[str, Array]) -> Ite
     yield Part("score_bound", layer, bound)
     yield Part("w_o", layer, transposed(tensors["self_attn.o_proj.weight"]))
     gate_up = np.concatenate([tensors["mlp.gate_proj.weight"], tensors["mlp.up_proj.weight"]])
-    yield Part("w_gate_up", layer, folded(gate_up, tensors["post_attention_layernorm.weight"]))
+    yield Part("w_gate_up", layer, folded(gate_up, -tensors["post_attention_layernorm.weight"]))
     yield Part("w_down", layer, transposed(tensors["mlp.down_proj.weight"]))
 
 

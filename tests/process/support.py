@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import threading
@@ -61,7 +62,8 @@ def children(pid: int | None = None) -> set[int]:
     """The processes below one, zombies too."""
     found: set[int] = set()
     for task in Path(f"/proc/{os.getpid() if pid is None else pid}/task").iterdir():
-        found |= {int(child) for child in (task / "children").read_text().split()}
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            found |= {int(child) for child in (task / "children").read_text().split()}
     return found
 
 

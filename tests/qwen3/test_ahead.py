@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 import pypto_actors as pa
-from examples.qwen3 import forward
+from examples.qwen3 import programs as qwen3_programs
 from examples.qwen3.checkpoint import Checkpoint
 from examples.qwen3.config import Config, read_config
+from examples.qwen3.decode import DecodeStep, make_decode_step
 from examples.qwen3.errors import CheckpointError
 from examples.qwen3.generate import main
 from examples.qwen3.programs import MOST_AT_ONCE, make_programs, steps_at_once
@@ -193,16 +194,20 @@ async def test_a_step_that_fails_is_raised_once_and_those_behind_it_are_not_logg
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     steps = 0
-    plain = forward.decode_step
 
-    def failing(*args: Any) -> None:
-        nonlocal steps
-        steps += 1
-        if steps >= 3:
-            raise ZeroDivisionError("broken")
-        plain(*args)
+    def make_failing(*args: Any) -> DecodeStep:
+        plain = make_decode_step(*args)
 
-    monkeypatch.setattr(forward, "decode_step", failing)
+        def failing(*args: Any) -> None:
+            nonlocal steps
+            steps += 1
+            if steps >= 3:
+                raise ZeroDivisionError("broken")
+            plain(*args)
+
+        return failing
+
+    monkeypatch.setattr(qwen3_programs, "make_decode_step", make_failing)
     with caplog.at_level(logging.DEBUG, "pypto_actors"):
         async with opened("thread") as (_, model):
             said: list[int] = []

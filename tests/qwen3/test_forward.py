@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from examples.qwen3.attention import BLOCK, SAFE_SCORE, attend_decode, attend_prefill
+from examples.qwen3 import attention
+from examples.qwen3.attention import BLOCK, SAFE_SCORE, Scores, attend_decode, attend_prefill
 from examples.qwen3.config import Config
 from examples.qwen3.direct import DirectModel
 from examples.qwen3.forward import WIDTH, multiply, swiglu
@@ -57,7 +58,7 @@ def test_decode_attention_stops_at_each_position(heads: int, kv_heads: int, boun
     queries = rng.standard_normal((3, kv_heads, heads // kv_heads, dim), np.float32)
     keys, values = rng.standard_normal((2, 3, kv_heads, 9, dim), np.float32)
     mask = np.where(np.arange(9) < np.array(lengths)[:, None], 0, -np.inf).astype(np.float32)[:, None, None]
-    out, scores = np.empty_like(queries), np.empty((3, kv_heads, heads // kv_heads, 9), np.float32)
+    out, scores = np.empty_like(queries), Scores.of((3, kv_heads, heads // kv_heads), 9)
     attend_decode(queries, keys, values, mask, bound, scores, out)
     for row, length in enumerate(lengths):
         wanted = plain_attention(queries[row].reshape(heads, dim), keys[row, :, :length], values[row, :, :length])
@@ -67,7 +68,7 @@ def test_decode_attention_stops_at_each_position(heads: int, kv_heads: int, boun
 def test_scores_that_would_overflow_are_shifted() -> None:
     queries = np.full((1, 1, 1, 4), 100, np.float32)
     keys, values = np.ones((1, 1, 3, 4), np.float32), np.ones((1, 1, 3, 4), np.float32)
-    out, scores = np.empty_like(queries), np.empty((1, 1, 1, 3), np.float32)
+    out, scores = np.empty_like(queries), Scores.of((1, 1, 1), 3)
     attend_decode(queries, keys, values, None, 400.0, scores, out)
     np.testing.assert_allclose(out, 1)
 
@@ -91,7 +92,7 @@ def test_attention_over_many_positions_is_that_over_each(count: int, masked: boo
     lengths = [count, count - 3] if masked else [count, count]
     visible = np.arange(count) < np.array(lengths)[:, None]
     mask = np.where(visible, np.float32(0), np.float32(-np.inf))[:, None, None] if masked else None
-    out, scores = np.empty_like(queries), np.empty((2, 1, 4, count), np.float32)
+    out, scores = np.empty_like(queries), Scores.of((2, 1, 4), count)
     attend_decode(queries, keys, values, mask, 400.0, scores, out)
     for row, length in enumerate(lengths):
         wanted = plain_attention(queries[row].reshape(4, 8), keys[row, :, :length], values[row, :, :length])
@@ -99,7 +100,7 @@ def test_attention_over_many_positions_is_that_over_each(count: int, masked: boo
 
 
 def test_swiglu_of_large_gates_is_finite() -> None:
-    gate_up = np.array([[-200.0, 0.0, 200.0, 2.0, 2.0, 2.0]], np.float32)
+    gate_up = -np.array([[-200.0, 0.0, 200.0, 2.0, 2.0, 2.0]], np.float32)
     out = np.empty((1, 3), np.float32)
     with np.errstate(over="ignore"):
         swiglu(gate_up, out)
@@ -122,9 +123,17 @@ def test_a_batch_gives_what_its_sequences_give_alone(batch: int, bias: bool) -> 
 
 
 @pytest.mark.parametrize("count", [1, 2, BLOCK, BLOCK + 1, 130])
-def test_a_prompt_at_once_equals_its_tokens_one_by_one(count: int) -> None:
-    config = config_of()
+@pytest.mark.parametrize("way", ["short", "bias", "scores that may overflow", "tiles"])
+def test_a_prompt_at_once_equals_its_tokens_one_by_one(count: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(bias=way == "bias")
     prompt, at_once, stepped = ids(count), model_of(config), model_of(config)
+    for weights in (at_once.weights, stepped.weights):
+        if way == "bias":
+            weights.b_qkv[:], weights.b_o[:] = 0.3, -0.2
+        if way == "scores that may overflow":
+            weights.score_bound[:] = 2 * SAFE_SCORE
+    if way == "tiles":
+        monkeypatch.setattr(attention, "TILE", 100)
     logits = stepped.prefill(prompt[:1])
     for position in range(1, count):
         logits = stepped.decode_step(prompt[position : position + 1], np.array([position]))[0]

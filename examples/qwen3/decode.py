@@ -1,0 +1,119 @@
+"""Decode of Qwen3 in numpy: one token for each of n sequences in a step.
+
+It computes what the parts in `forward.py` do, but in one function, over arrays that are made once for many steps. Weights stream through
+the core's caches, so what runs between two products finds them empty: a call, of Python or of numpy, costs some 2 µs there, and a quarter
+of that in a hot loop. Made of those parts, a step over 80 MB takes 4 to 6 % longer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from examples.qwen3.attention import SAFE_SCORE, Scores, attend_decode, in_one_tile
+from examples.qwen3.config import Config
+from examples.qwen3.forward import Ids, Norm, multiply
+from examples.qwen3.weights import Array, Weights
+
+DecodeStep = Callable[[Ids, Ids, Array], None]
+
+
+def make_decode_step(config: Config, weights: Weights, all_keys: Array, all_values: Array, rows: int) -> DecodeStep:
+    """`step(tokens, positions, logits)` for the first `rows` sequences of the caches (layers, batch, kv_heads, positions, head_dim).
+
+    `tokens`, `positions`: (rows,) integers, each sequence at its own position; the caches are written there, and `logits` (rows, V).
+    Positions must lie inside the cache and the rotary table. Steps share their scratch: one at a time.
+    """
+    # An axis for the sequences is in front, if there are several: numpy is faster with fewer axes.
+    single = rows == 1
+    lead: tuple[int, ...] = () if single else (rows,)
+    all_keys, all_values = (all_keys[:, 0], all_values[:, 0]) if single else (all_keys[:, :rows], all_values[:, :rows])
+    rope, layers = weights.rope.view(np.complex64), weights.layers()
+    rope = rope if single else rope[:, None]
+    which = np.arange(rows)
+    hidden, inner_size, kv_heads, group, dim = config.hidden_size, config.intermediate_size, config.kv_heads, config.group, config.head_dim
+    eps, qk_eps = config.rms_norm_eps * hidden, config.rms_norm_eps * dim
+    bias, bounded = config.attention_bias, bool(weights.score_bound.max() <= SAFE_SCORE)
+
+    def scratch(*shape: int) -> Array:
+        return np.empty((*lead, *shape), np.float32)
+
+    x, normed = scratch(hidden), scratch(hidden)
+    qkv, split = scratch(config.q_size + 2 * config.kv_size), config.q_size + config.kv_size
+    qk, new_values = qkv[..., :split].reshape(*lead, -1, dim), qkv[..., split:].reshape(*lead, kv_heads, dim)
+    qk_rows, qk_columns, rotated = qk[..., None, :], qk[..., None], qk.view(np.complex64)
+    queries, new_keys = qk[..., : config.heads, :].reshape(*lead, kv_heads, group, dim), qk[..., config.heads :, :]
+    squares = scratch(config.heads + kv_heads, 1, 1)
+    lengths = squares[..., 0]
+    attended = scratch(kv_heads, group, dim)
+    concatenated = attended.reshape(*lead, config.q_size)
+    gate_up, inner = scratch(2 * inner_size), scratch(inner_size)
+    gate, up = gate_up[..., :inner_size], gate_up[..., inner_size:]
+
+    product: Callable[[Array, Array, Array], object] = np.ndarray.dot if single else multiply
+    normalize = Norm(x, eps, normed)
+    matmul, add, multiplied, divide, sqrt, exp, root = np.matmul, np.add, np.multiply, np.divide, np.sqrt, np.exp, math.sqrt
+
+    def step(tokens: Ids, positions: Ids, logits: Array) -> None:
+        last = int(positions.max())
+        count = last + 1
+        mask: Array | None = None
+        place: tuple[Any, ...] = ..., last, slice(None)
+        if not single and not (positions == last).all():
+            mask = np.where(np.arange(count) <= positions[:, None], np.float32(0), np.float32(-np.inf))[:, None, None]
+            place = which, slice(None), positions
+        rotation = rope[last] if single else rope[positions]
+        seen = scores, sums, ones = Scores.of((*lead, kv_heads, group), count)
+        short = bounded and mask is None and in_one_tile(count, group)
+        x[:] = weights.embed[tokens[0] if single else tokens]
+        with np.errstate(over="ignore", invalid="ignore"):
+            for layer, keys, values in zip(layers, all_keys[..., :count, :], all_values[..., :count, :], strict=True):
+                (w_qkv, b_qkv, qk_norm, bound, w_o), b_o, w_gate_up, w_down = layer
+                if single:
+                    multiplied(x, 1 / root(float(x.dot(x)) + eps), normed)
+                else:
+                    normalize()
+                product(normed, w_qkv, qkv)
+                if bias:
+                    add(qkv, b_qkv, qkv)
+                matmul(qk_rows, qk_columns, squares)
+                add(lengths, qk_eps, lengths)
+                sqrt(lengths, lengths)
+                divide(qk, lengths, qk)
+                multiplied(qk, qk_norm, qk)
+                multiplied(rotated, rotation, rotated)
+                keys[place] = new_keys
+                values[place] = new_values
+                if short:  # `attend_decode` in four lines
+                    matmul(queries, keys.swapaxes(-1, -2), scores)
+                    exp(scores, scores)
+                    matmul(scores, ones, sums)
+                    matmul(scores, values, attended)
+                    divide(attended, sums, attended)
+                else:
+                    attend_decode(queries, keys, values, mask, bound, seen, attended)
+                product(concatenated, w_o, normed)
+                if bias:
+                    add(x, b_o, x)
+                add(x, normed, x)
+                if single:
+                    multiplied(x, 1 / root(float(x.dot(x)) + eps), normed)
+                else:
+                    normalize()
+                product(normed, w_gate_up, gate_up)
+                exp(gate, inner)  # `swiglu`
+                add(inner, 1, inner)
+                multiplied(gate, up, gate)
+                divide(gate, inner, inner)
+                product(inner, w_down, normed)
+                add(x, normed, x)
+            if single:
+                multiplied(x, 1 / root(float(x.dot(x)) + eps), normed)
+            else:
+                normalize()
+            product(normed, weights.head, logits[0] if single else logits)
+
+    return step
