@@ -23,7 +23,7 @@ from examples.qwen3.sampling import Sampling, pick, pick_each
 from examples.qwen3.weights import Weights, weight_shapes
 
 MOST_AT_ONCE = 16  # steps in one dispatch
-READ_AT_ONCE = 640e6  # bytes of weights, in some 28 ms: the text grows 30 times a second at the least, if the model can
+READ_AT_ONCE = 900e6  # bytes of weights, in some 40 ms: the text grows 24 times a second at the least, if the model can
 
 
 class Programs(NamedTuple):
