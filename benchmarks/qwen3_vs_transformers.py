@@ -8,6 +8,8 @@ the worker is faster. `transformers` lives in a throw-away environment:
     python3 -m venv VENV && VENV/bin/pip install torch==2.13.0 transformers safetensors
     python -m benchmarks.qwen3_vs_transformers --transformers-python VENV/bin/python
 
+With more than one thread, each side begins when the threads of the other have gone to sleep: they spin for a while after their work.
+
 Needed: 2.0 at batch 1, 1.5 at batch 16, 1.1 in prefill. The seed is fixed; one warm-up round is thrown away; the
 greedy tokens of both must be equal, or there is no result.
 """
@@ -39,6 +41,7 @@ from examples.qwen3.sampling import Sampler
 
 PROMPT, STEPS, PREFILL = 128, 32, 512
 ROUNDS = 5
+PAUSE = 0.5  # seconds, for the threads of BLAS
 QUICK = 8  # steps of a block with --quick, and in the pass that is traced
 VOCABULARY = 6144
 MODEL = {
@@ -137,27 +140,28 @@ async def opened(directory: Path) -> AsyncIterator[dict[int, Qwen3]]:
         yield {1: single, 16: batched}
 
 
-async def compare(other: Other, directory: Path, rounds: int, steps: int) -> dict[str, dict[str, list[float]]]:
+async def compare(other: Other, directory: Path, rounds: int, steps: int, pause: float) -> dict[str, dict[str, list[float]]]:
     """For each question the seconds of both sides in each round: of a step of decode, or of a prefill."""
     results: dict[str, dict[str, list[float]]] = {name: {"ours": [], "transformers": []} for name in NEEDED}
     async with opened(directory) as models:
         for number in range(rounds + 1):
             for name, result in results.items():
-                for side, seconds in (await one_round(other, models, name, steps)).items():
+                for side, seconds in (await one_round(other, models, name, steps, pause)).items():
                     if number:
                         result[side].append(seconds)
     return results
 
 
-async def one_round(other: Other, models: dict[int, Qwen3], name: str, steps: int) -> dict[str, float]:
+async def one_round(other: Other, models: dict[int, Qwen3], name: str, steps: int, pause: float) -> dict[str, float]:
     """Seconds of each side. A decode step is what 1 + `steps` tokens take longer than 1 token, as a share."""
     decode = name.startswith("decode")
     batch = int(name.split()[-1]) if decode else 1
     runs = [(PROMPT, 1), (PROMPT, 1 + steps)] if decode else [(PREFILL, 1)]
-    sides = {
-        "ours": [await ours(models[batch], batch, *run) for run in runs],
-        "transformers": [other.generate(batch, *run) for run in runs],
-    }
+    sides = {}
+    await asyncio.sleep(pause)
+    sides["ours"] = [await ours(models[batch], batch, *run) for run in runs]
+    await asyncio.sleep(pause)
+    sides["transformers"] = [other.generate(batch, *run) for run in runs]
     if [out for _, out in sides["ours"]] != [out for _, out in sides["transformers"]]:
         sys.exit(f"{name}: the greedy tokens differ, so the times say nothing")
     return {side: (times[-1][0] - times[0][0]) / steps if decode else times[0][0] for side, times in sides.items()}
@@ -176,7 +180,8 @@ def measure(options: argparse.Namespace, directory: Path) -> list[Answer]:
     rounds = options.rounds or (1 if options.quick else ROUNDS)
     other = Other(options.transformers_python, directory, options.threads)
     try:
-        results = asyncio.run(compare(other, directory, rounds, QUICK if options.quick else STEPS))
+        pause = PAUSE if options.threads > 1 else 0
+        results = asyncio.run(compare(other, directory, rounds, QUICK if options.quick else STEPS, pause))
     finally:
         other.close()
     return [answer_of(name, result, options.threads) for name, result in results.items()]

@@ -191,9 +191,15 @@ def traced(options: Options) -> Iterator[tracing.Recorder | None]:
         raise OptionError(str(error)) from None
 
 
-def one_blas_thread() -> contextlib.AbstractContextManager[object]:
-    """One BLAS thread for each simulated device: more would fight over the cores with whatever else runs here."""
-    return threadpoolctl.threadpool_limits(1) if threadpoolctl else contextlib.nullcontext()
+def blas_threads(count: int) -> contextlib.AbstractContextManager[object]:
+    """So many threads of BLAS in this process: one unless asked, since several wait for each other, and a step takes 15 times as long where
+    the cores are busy. Raises `OptionError` where they cannot be set."""
+    if threadpoolctl is None:
+        if count > 1:
+            raise OptionError(f"--blas-threads {count} needs the package threadpoolctl; pip install threadpoolctl, or leave the option out")
+        return contextlib.nullcontext()
+    limits: contextlib.AbstractContextManager[object] = threadpoolctl.threadpool_limits(count)
+    return limits
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -204,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         interrupts.raise_again()
         options = parse(argv)
-        with one_blas_thread(), contextlib.suppress(OutputClosedError), traced(options) as trace:
+        with blas_threads(options.blas_threads), contextlib.suppress(OutputClosedError), traced(options) as trace:
             asyncio.run(generate(options, Output(), stats, chosen, trace))
         save(options, chosen)
         if options.stats:

@@ -18,6 +18,7 @@ from pypto_actors import tracing
 BUNDLED = Path(__file__).parent / "models" / "tiny-shakespeare"
 BACKENDS = ("inline", "thread", "process", "ray")
 PARALLEL = ("data", "tensor")
+MOST_THREADS = 256
 MOST_DEVICES = 256  # each is a thread or a process of this machine, and with `--parallel data` a whole model too
 
 
@@ -36,6 +37,7 @@ class Options:
     backend: str
     devices: int
     parallel: str
+    blas_threads: int
     save_logits: Path | None
     trace: Path | None
     plot: Path | None
@@ -76,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
         default="data",
         help="data: a sequence on each device, drawn with seeds N, N+1, …; tensor: one sequence over all devices (default: data)",
     )
+    parser.add_argument(
+        "--blas-threads",
+        metavar="N",
+        default="1",
+        help="of each device: as many as there are idle cores make one device faster, busy ones many times slower (default: 1)",
+    )
     parser.add_argument("--save-logits", metavar="FILE.npz", type=Path, help="write arrays tokens (n,) and logits (n, vocab)")
     tracing.add_options(parser)
     parser.add_argument("--stats", action="store_true", help="end standard error with one line of JSON")
@@ -89,6 +97,13 @@ def _integer(option: str, text: str, low: int) -> int:
         raise OptionError(f"{option} {text!r} is no integer; give one of at least {low}") from None
     if value < low:
         raise OptionError(f"{option} {value} is too small; give at least {low}")
+    return value
+
+
+def _threads(text: str) -> int:
+    value = _integer("--blas-threads", text, 1)
+    if value > MOST_THREADS:
+        raise OptionError(f"--blas-threads {value} is too many; give as many as there are idle cores, and at most {MOST_THREADS}")
     return value
 
 
@@ -173,6 +188,7 @@ def parse(argv: Sequence[str] | None) -> Options:
         backend=given.backend,
         devices=_devices(given.devices),
         parallel=given.parallel,
+        blas_threads=_threads(given.blas_threads),
         save_logits=given.save_logits,
         trace=given.trace,
         plot=given.plot,

@@ -21,6 +21,7 @@ from examples.qwen3.runner import AHEAD, Qwen3
 from examples.qwen3.sampling import Sampler
 from examples.qwen3.weights import Array, Part
 from pypto_actors import tracing
+from pypto_actors.backends import ProcessBackend, RayBackend
 
 REMEDY = "use fewer --devices or another --backend"
 
@@ -47,12 +48,12 @@ async def open_models(
     devices = options.devices
     if devices > 1 and options.parallel == "tensor":
         sharded = make_sharded_programs(config, positions, devices)
-        worker = open_worker(sharded.both, options.backend, devices, trace)
+        worker = open_worker(sharded.both, options.backend, devices, trace, options.blas_threads)
         async with worker as entered, TensorParallel(entered, sharded, parts(positions)) as model:
             yield [model]
     else:
         programs = make_programs(config, positions)
-        worker = open_worker(programs.both, options.backend, devices, trace)
+        worker = open_worker(programs.both, options.backend, devices, trace, options.blas_threads)
         ahead = 1 if options.backend == "inline" else AHEAD
         async with worker as entered, replicas(entered, programs, parts(positions), devices, ahead) as models:
             yield models
@@ -60,14 +61,17 @@ async def open_models(
 
 @contextlib.asynccontextmanager
 async def open_worker(
-    programs: Sequence[pa.Program], backend: str, devices: int, trace: tracing.Recorder | None = None
+    programs: Sequence[pa.Program], backend: str, devices: int, trace: tracing.Recorder | None = None, blas_threads: int = 1
 ) -> AsyncIterator[pa.DistributedWorker]:
-    """A worker of so many devices. Raises `OptionError` where this installation lacks the backend, or it does not start here.
+    """A worker of so many devices, with `blas_threads` each where they are processes of their own. Raises `OptionError` where this
+    installation lacks the backend, or it does not start here.
 
     What the body raises goes on as it is.
     """
     try:
-        worker = pa.DistributedWorker(programs, backend=backend, config=pa.DistributedConfig(range(devices)), trace=trace)
+        processes = {"process": ProcessBackend, "ray": RayBackend}.get(backend)
+        chosen = processes(blas_threads=blas_threads) if processes else backend
+        worker = pa.DistributedWorker(programs, backend=chosen, config=pa.DistributedConfig(range(devices)), trace=trace)
     except (ImportError, ValueError) as error:
         raise OptionError(f"--backend {backend}: {' '.join(str(error).split())}; use --backend thread") from None
     async with contextlib.AsyncExitStack() as stack:

@@ -11,15 +11,19 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 import pypto_actors as pa
-from examples.qwen3 import console
+from examples.qwen3 import console, generate
+from examples.qwen3 import programs as qwen3_programs
+from examples.qwen3.decode import make_decode_step
 from examples.qwen3.generate import main
 from examples.qwen3.options import BUNDLED
+from examples.qwen3.parallel import open_worker
 from examples.qwen3.text import Tokenizer
 from tests.qwen3.support import CASES, GOLDENS, PLAIN, ROOT, change_config, change_tensors, copy_of, expected
 
@@ -233,3 +237,44 @@ def test_a_full_disk_is_told() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: standard output cannot be written (No space left on device)")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("backend", ["inline", "thread"])
+@pytest.mark.parametrize("threads", [None, 2])
+def test_blas_has_the_threads_that_were_asked_for_where_kernels_run_here(
+    backend: str, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+
+    def looking(*args: Any) -> Any:
+        seen.update(pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas")
+        return make_decode_step(*args)
+
+    monkeypatch.setattr(qwen3_programs, "make_decode_step", looking)
+    before = threadpoolctl.threadpool_info()
+    asked = [] if threads is None else ["--blas-threads", str(threads)]
+    assert main(["--prompt-ids", "1,2", "--max-tokens", "3", "--backend", backend, *asked]) == 0
+    assert seen == {threads or 1}
+    assert threadpoolctl.threadpool_info() == before
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_blas_has_the_threads_that_were_asked_for_in_a_process(threads: int) -> None:
+    @pa.kernel
+    def look(x: pa.OutArray) -> None:
+        x[...] = int(os.environ["OPENBLAS_NUM_THREADS"])
+
+    @pa.program
+    def program(orch: pa.Orchestrator, x: Annotated[pa.TensorRef, pa.Out((1,), np.int64)]) -> None:
+        orch.submit(look, x, device=0)
+
+    x = np.zeros(1, np.int64)
+    async with open_worker([program], "process", 1, None, threads) as worker:
+        await worker.run(program, x)
+    assert x == threads
+
+
+def test_blas_threads_without_the_package_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "threadpoolctl", None)
+    assert "--blas-threads 2 needs the package threadpoolctl" in fault(capsys, "--prompt-ids", "1", "--blas-threads", "2")
+    assert main(["--prompt-ids", "1", "--max-tokens", "1"]) == 0
