@@ -208,7 +208,8 @@ class Coordinator:
 
     def _depend(self, record: Record) -> Failure | None:
         """Wait for the dependencies that have not ended; a failure if one has failed already."""
-        for dependency in record.after:
+        after, record.after = record.after, ()  # who comes after who came after others keeps none of them
+        for dependency in after:
             if not dependency.ended:
                 record.waits += 1
                 if dependency.dependents is None:

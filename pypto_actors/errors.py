@@ -9,6 +9,24 @@ from functools import partial
 from typing import Any
 
 
+def text_of(error: BaseException) -> str:
+    """The type of an exception and what it says, also where its own `__str__` raises."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:
+        return f"{name} (its text cannot be made: its __str__ raises)"
+    return f"{name}: {text}" if text else name
+
+
+def shown(value: object) -> str:
+    """`repr(value)`, or the type where that raises."""
+    try:
+        return repr(value)
+    except Exception:
+        return f"<{type(value).__name__} whose __repr__ raises>"
+
+
 class PyptoActorsError(Exception):
     """Root of all errors of this package."""
 

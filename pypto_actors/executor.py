@@ -91,6 +91,11 @@ def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     return time.monotonic if own is asyncio.BaseEventLoop.time else loop.time
 
 
+def plain(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The same bytes as an array of no subclass, which may have operators of its own."""
+    return array if type(array) is np.ndarray else array.view(np.ndarray)
+
+
 def read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The same bytes, not to be written."""
     view = array.view() if type(array) is np.ndarray else array.view(np.ndarray)

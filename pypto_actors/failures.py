@@ -8,6 +8,8 @@ from pypto_actors.errors import (
     KernelError,
     PyptoActorsError,
     RunCancelledError,
+    shown,
+    text_of,
 )
 from pypto_actors.lifecycle import Failure, Record
 from pypto_actors.messages import Failed
@@ -45,7 +47,7 @@ def depends(record: Record) -> Failure:
 
 
 def policy_failed(record: Record, policy: Policy, call: str, error: BaseException) -> Failure:
-    return Failure(PyptoActorsError, f"{describe(record)} did not start: {policy!r}.{call} raised {error!r}", cause=error)
+    return Failure(PyptoActorsError, f"{describe(record)} did not start: {shown(policy)}.{call} raised {shown(error)}", cause=error)
 
 
 def raised(message: Failed, record: Record) -> Failure:
@@ -56,13 +58,13 @@ def raised(message: Failed, record: Record) -> Failure:
     if ours and isinstance(error, PyptoActorsError) and not isinstance(error, KernelError):
         fields = {name: value for name, value in vars(error).items() if not name.startswith("__")}
         return Failure(type(error), str(error), fields, error)
-    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    what = text_of(error)
     if plan is None:
         return Failure(KernelError, f"{describe(record)} failed on device {message.device}: {what}", {}, error)
     part = plan.parts[message.part]
     if part.device < 0:
         callback = part.callback
-        name = callback if isinstance(callback, str) else getattr(callback, "__name__", repr(callback))
+        name = callback if isinstance(callback, str) else getattr(callback, "__name__", None) or shown(callback)
         return Failure(KernelError, f"callback {name!r} of program {plan.program!r} raised {what}", {"program": plan.program}, error)
     if message.step >= 0:
         kernel, happened = part.steps[message.step].name, "raised"
@@ -87,7 +89,7 @@ def raised_by_several(record: Record) -> Failure | None:
         return raised(messages[0], record)
     errors = [message.error for message in messages]
     devices = [message.device for message in messages]
-    text = f"{len(messages)} members of program {plan.program!r} raised, on devices {devices}: {errors[0]!r}, …"
+    text = f"{len(messages)} members of program {plan.program!r} raised, on devices {devices}: {shown(errors[0])}, …"
     group = BaseExceptionGroup(text, errors)
     kernel = plan.parts[messages[0].part].steps[messages[0].step].name
     return Failure(KernelError, text, {"program": plan.program, "kernel": kernel, "device": messages[0].device}, group)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from pypto_actors.compiled import AnyProgram
-from pypto_actors.errors import ArgumentTypeError, InternalError
+from pypto_actors.errors import ArgumentTypeError, ArgumentValueError, InternalError
 from pypto_actors.host import INSIDE
 from pypto_actors.lifecycle import Record, RunState
 from pypto_actors.messages import Cancel
@@ -122,6 +122,10 @@ class DistributedRunHandle(Record, eq=False, weakref=True):
             raise ArgumentTypeError(f"timeout is a number of seconds, or None, got {timeout!r}")
         if timeout is None:
             return await self
+        try:
+            timeout = float(timeout)
+        except OverflowError:
+            raise ArgumentValueError("timeout is too large for a float; give None to wait however long it takes") from None
         try:
             async with asyncio.timeout(timeout) as scope:
                 return await self

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import inspect
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence, Set
+from dataclasses import fields, is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from pypto_actors.errors import InternalError
+from pypto_actors.errors import InternalError, text_of
 from pypto_actors.executor import Answer, Executor
 from pypto_actors.messages import Call, Completed, Failed
 from pypto_actors.plan import Slot, Source
@@ -117,7 +120,7 @@ class HostActor:
         started = self._loop.time()
         try:
             value = function(*arguments)
-            if inspect.isawaitable(value):
+            if isinstance(value, (Coroutine, asyncio.Future)):  # a handle can be awaited too, and is a value
                 if isinstance(value, Coroutine):
                     value.close()
                 raise TypeError(f"callback {inside.name!r} returned an awaitable; declare it with `async def` so that it runs on the loop")
@@ -152,12 +155,50 @@ class HostActor:
 
 
 def own(value: Any, lent: Sequence[Any]) -> Any:
-    """What a callback returned, also in plain containers, with copies of memory of a device, which others will write."""
-    if isinstance(value, np.ndarray):
-        return value.copy() if any(np.may_share_memory(value, array) for array in lent) else value
+    """What a callback returned, with copies of memory of a device, which others will write: of arrays, alone and in plain containers. What
+    else holds such memory is copied as a whole."""
+    if not lent:
+        return value
+    if type(value) is np.ndarray and not value.dtype.hasobject:
+        return value.copy() if _borrowed(value, lent) else value
     kind = type(value)
     if kind in (list, tuple):
-        return kind([own(item, lent) for item in value]) if lent else value
-    if kind is dict and lent:
+        return kind([own(item, lent) for item in value])
+    if kind is dict:
         return {key: own(item, lent) for key, item in value.items()}
-    return value
+    if not _holds(value, lent, set()):
+        return value
+    if isinstance(value, memoryview):
+        return memoryview(np.asarray(value).copy())  # type: ignore[arg-type]
+    try:
+        return copy.deepcopy(value)
+    except Exception as error:
+        raise TypeError(
+            f"what the callback returned, a {kind.__name__}, holds memory of a device and cannot be copied ({text_of(error)}); "
+            "return a copy of the array"
+        ) from error
+
+
+def _borrowed(array: Any, lent: Sequence[Any]) -> bool:
+    return any(np.may_share_memory(array, other) for other in lent)
+
+
+def _holds(value: Any, lent: Sequence[Any], seen: set[int]) -> bool:
+    """Does a value hold memory that is lent: a container, a dataclass, an array of objects? Other objects are the callback's."""
+    if id(value) in seen or isinstance(value, (str, bytes, bytearray, range)):
+        return False
+    seen.add(id(value))
+    if isinstance(value, memoryview):
+        return _borrowed(np.asarray(value), lent)
+    if isinstance(value, np.ndarray):
+        return _borrowed(value, lent) or (value.dtype == object and any(_holds(item, lent, seen) for item in value.flat))
+    parts: list[Any] = []
+    if isinstance(value, Mapping):
+        parts += value.values()
+    elif isinstance(value, (Sequence, Set)):
+        parts += value
+    if is_dataclass(value) and not isinstance(value, type):
+        parts += [getattr(value, each.name, None) for each in fields(value)]
+    elif isinstance(value, SimpleNamespace):
+        parts += vars(value).values()
+    return any(_holds(part, lent, seen) for part in parts)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from pypto_actors.errors import ProgramLoadError
+from pypto_actors.errors import ProgramLoadError, text_of
 from pypto_actors.program import Program
 
 _numbers = itertools.count(1)
@@ -104,5 +104,5 @@ def _run(file: Path, content: bytes) -> ModuleType:
         del sys.modules[name]
         if not isinstance(error, (Exception, SystemExit)):
             raise
-        raise ProgramLoadError(f"{file} cannot be run: {type(error).__name__}: {error}; mend the file") from error
+        raise ProgramLoadError(f"{file} cannot be run: {text_of(error)}; mend the file") from error
     return module

@@ -346,10 +346,11 @@ def _table(raw: Sequence[RawStep | Sync]) -> tuple[tuple[Slot, ...], tuple[Step,
             continue
         positions = []
         for slot in step.slots:
-            key = (slot.source, slot.index, slot.path, slot.writable, slot.value)
-            at = index.get(key) if slot.source is not Source.CONSTANT else None
-            if at is None:
-                at = index[key] = len(slots)
+            if slot.source is Source.CONSTANT:  # which a callback may take of any kind, also one that has no hash
+                at = len(slots)
+            else:
+                at = index.setdefault((slot.source, slot.index, slot.path, slot.writable, slot.value), len(slots))
+            if at == len(slots):
                 slots.append(slot)
             positions.append(at)
         steps.append(Step(step.name, step.function, tuple(positions)))

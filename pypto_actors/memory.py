@@ -64,15 +64,19 @@ class Memory:
         pieces = tuple(Write(run, part, tensor, init) for part, (tensor, init) in enumerate(zip(tensors, inits, strict=bool(inits))))
         record = Record(run)
         record.message = message = Allocate(run, tensors, pieces, tuple(access for init in inits for access in host_accesses(init, False)))
+        self._tensors.alive.update(
+            {tensor.allocation: tensor for tensor in tensors}
+        )  # at once: their device may die before we hear of them
         self._system.tell(message, record)
         try:
             await self.settle(record)
-        except asyncio.CancelledError:
-            if record.state is RunState.DONE:  # nobody will ever know the tensors
+        except BaseException as error:
+            for tensor in tensors:
+                self._tensors.alive.pop(tensor.allocation, None)
+            if isinstance(error, asyncio.CancelledError) and record.state is RunState.DONE:  # nobody will ever know the tensors
                 with anyio.CancelScope(shield=True):
                     await self.settle(self._free(tensors))
             raise
-        self._tensors.alive.update({tensor.allocation: tensor for tensor in tensors})
 
     def begin_free(self, tensor: AnyTensor) -> Record | None:
         """The tensor is stale from here on; the record ends when the memory is free. `None`: it was freed before."""
@@ -214,6 +218,8 @@ def _dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
         kind = np.dtype(dtype)
     except TypeError as error:
         raise ArgumentTypeError(f"{dtype!r} is no numpy dtype: {error}") from None
+    if kind.subdtype is not None:
+        raise ArgumentValueError(f"the dtype {kind} is an array itself; give {kind.base}, and its dimensions {kind.shape} with the shape")
     if kind.hasobject:
         raise ArgumentValueError(f"a device tensor cannot hold Python objects, got the dtype {kind}")
     if kind.itemsize == 0:

@@ -13,7 +13,7 @@ from pypto_actors.health import Health
 from pypto_actors.ledger import Ledger
 from pypto_actors.lifecycle import Failure, Record, RunEvent, RunState
 from pypto_actors.messages import Allocate, Commit, Copy, Free, Piece, Read, Release, ToDevice, Transfer, Write
-from pypto_actors.values import Access, DeviceTensor
+from pypto_actors.values import LIFE, Access, DeviceTensor
 
 End: TypeAlias = Callable[[Record, RunEvent, Failure | None], None]
 
@@ -51,7 +51,7 @@ class Operations:
         accesses: Sequence[Access]
         failure = self._lost_device(message)
         if isinstance(message, Free):
-            accesses = [(tensor.allocation, 0, tensor.nbytes, True) for tensor in message.tensors]
+            accesses = [(tensor.allocation, LIFE, tensor.nbytes, True) for tensor in message.tensors]
         else:
             accesses = message.accesses
             failure = failure or self.lost_among(accesses)
@@ -124,6 +124,7 @@ class Operations:
             elif record.failure is None and _names(message, lost):
                 record.failure = failure  # its other side is gone; the piece under way still has to be answered
         elif _names(message, lost) or (isinstance(message, Allocate) and any(tensor.allocation in lost for tensor in message.tensors)):
+            self.give_back(record)
             self._end(record, RunEvent.FAIL, failure)
 
     def restarted(self) -> None:

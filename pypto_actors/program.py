@@ -50,7 +50,9 @@ class Kernel:
 def kernel(function: Callable[..., Any]) -> Kernel:
     """Make a function a kernel. Its parameters are annotated `InArray`, `OutArray`, `InOutArray`, `int`, `float` or `bool`.
 
-    A kernel sees its `In` arrays read-only: writing one is a `KernelError` of the dispatch.
+    A kernel sees its `In` arrays read-only: writing one is a `KernelError` of the dispatch. It writes elements, and leaves the arrays
+    themselves alone: their views are kept for the next dispatch, so a `shape` or a flag that it sets would stay. A subclass reaches it as
+    a plain array.
 
     Raises:
         ProgramError: an annotation is missing or cannot be used.

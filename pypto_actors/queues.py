@@ -136,8 +136,8 @@ class DeviceQueue:
         claims = self.claims
         if claims:
             claim = claims[0]
-            if claim.overtaken >= MOST_OVERTAKEN:
-                return claim
+            if any(one.overtaken >= MOST_OVERTAKEN for one in claims):
+                return claim  # who passes it passes those behind it
             others = [head for head in self._heads() if head.message.stage != claim.message.stage and _alone(head)]
             return self._choose(policy, [claim, *others]) if others else claim
         if self.stages is None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pypto_actors import collectives
-from pypto_actors.errors import PlacementError, ProgramError
+from pypto_actors.errors import PlacementError, ProgramError, text_of
 from pypto_actors.gangs import (
     all_to_all,
     allgather,
@@ -306,7 +306,7 @@ def record(
     except (ProgramError, PlacementError):
         raise
     except Exception as error:  # also an index that is none, which is an ArgumentError elsewhere
-        raise ProgramError(f"program {program.name!r} raised while it was recorded: {type(error).__name__}: {error}") from error
+        raise ProgramError(f"program {program.name!r} raised while it was recorded: {text_of(error)}") from error
     finally:
         orchestrator._open = False
     return Recording(program.name, world_size, tuple(orchestrator._steps), tuple(orchestrator._scratch))

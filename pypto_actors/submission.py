@@ -209,7 +209,10 @@ def options_of(
     if deadline is not None:
         if isinstance(deadline, bool) or not isinstance(deadline, (int, float, np.integer, np.floating)):
             raise ArgumentTypeError(f"deadline must be a time of the loop's clock in seconds, or None, got {deadline!r}")
-        deadline = float(deadline)
+        try:
+            deadline = float(deadline)
+        except OverflowError:
+            raise ArgumentValueError("deadline is too large for a float; give None where there is none") from None
         if math.isnan(deadline):
             raise ArgumentValueError("deadline must be a time of the loop's clock in seconds, got nan")
         if deadline == math.inf:

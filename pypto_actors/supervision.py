@@ -11,7 +11,7 @@ import anyio
 
 from pypto_actors.backends.thread import WorkThread
 from pypto_actors.config import DistributedConfig
-from pypto_actors.errors import WorkerClosedError
+from pypto_actors.errors import WorkerClosedError, text_of
 from pypto_actors.executor import Answer, Backend
 from pypto_actors.host import HostActor
 from pypto_actors.lifecycle import Record
@@ -116,7 +116,7 @@ class Supervisor:
                 executor = await self._backend.restart(rank)
         except Exception as error:
             if not self._abort.done():  # else nothing waits for it any more
-                system.died(rank, f"its restart failed: {type(error).__name__}: {error}")
+                system.died(rank, f"its restart failed: {text_of(error)}")
             return
         system.replace(rank, executor)
         system.tell(Restarted(rank, system.clock()))

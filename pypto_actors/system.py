@@ -15,7 +15,7 @@ from typing import NoReturn
 from pypto_actors.coordinator import Coordinator, Settings
 from pypto_actors.deadlines import NEVER
 from pypto_actors.device import DeviceActor
-from pypto_actors.errors import InternalError
+from pypto_actors.errors import InternalError, shown
 from pypto_actors.events import COORDINATOR, HOST_ACTOR, Changed, Event, Received, Routed, Started, TraceHook
 from pypto_actors.executor import Answer, Executor, clock_of
 from pypto_actors.host import HostActor
@@ -390,7 +390,7 @@ class System:
         self._fail_mail()
         self.admission.room = ALL  # nobody waits for room any more: later calls are let in, and fail
         while self.admission.waiting:
-            self.admission.waiting.popleft().refuse(InternalError(f"the coordinator failed: {error!r}; please report it"))
+            self.admission.waiting.popleft().refuse(InternalError(f"the coordinator failed: {shown(error)}; please report it"))
 
     def _fail_mail(self) -> None:
         self._fail_all([record for _, record in self.mail if record is not None])
@@ -401,7 +401,7 @@ class System:
         for record in records:
             if not record.ended:
                 record.state = RunState.FAILED
-                record.failure = Failure(InternalError, f"the coordinator failed: {error!r}; please report it", {}, error)
+                record.failure = Failure(InternalError, f"the coordinator failed: {shown(error)}; please report it", {}, error)
                 record.wake()
 
     def stop(self) -> None:

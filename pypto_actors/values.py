@@ -23,8 +23,14 @@ HOST = 0  # the address space of host memory; device allocations are numbered fr
 
 # Bytes that a dispatch or a copy touches: `[start, stop)` of one address space, and whether it writes them.
 Access: TypeAlias = tuple[int, int, int, bool]
+LIFE = -1  # the byte before an allocation: a free writes it, and so waits for those that name the allocation and touch none of its bytes
 # What a plan may depend on of a tensor argument: (device, shape, dtype); host arrays have device -1.
 Signature: TypeAlias = tuple[int, Shape, DType]
+
+
+def access_of(allocation: int, start: int, stop: int, write: bool) -> Access:
+    """Some bytes of an allocation, or, if there are none, that it must last."""
+    return (allocation, start, stop, write) if start < stop else (allocation, LIFE, 0, False)
 
 
 class DeviceTensor(Struct, frozen=True, cache_hash=True, gc=False):
@@ -65,8 +71,8 @@ class DeviceTensor(Struct, frozen=True, cache_hash=True, gc=False):
             nbytes,
             view,
             (device, shape, dtype),
-            (allocation, offset, stop, False),
-            (allocation, offset, stop, True),
+            access_of(allocation, offset, stop, False),
+            access_of(allocation, offset, stop, True),
         )
 
     def __getitem__(self, index: SupportsIndex | slice) -> DeviceTensor:

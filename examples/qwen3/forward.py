@@ -24,9 +24,6 @@ WIDTH = 3072  # columns of a tile, at most: the sums for them stay in the cache 
 
 def multiply(x: Array, matrix: Array, out: Array) -> None:
     """`out = x @ matrix`, (n, K) by (K, N), in the fastest way for n rows and one BLAS thread."""
-    if len(x) == 1:
-        x.dot(matrix, out)  # the same gemv as `np.matmul`, on a shorter way
-        return
     if len(x) not in TILED_ROWS or matrix.size <= TILE:
         np.matmul(x, matrix, out=out)
         return
@@ -64,13 +61,13 @@ class Norm:
 
 
 def swiglu(gate_up: Array, out: Array) -> None:
-    """`silu(-gate) * -up`; `gate_up` (n, 2 I), changed, `out` (n, I). An overflow of exp gives 0, as it should."""
+    """`silu(-gate) * -up`; `gate_up` (n, 2 I), `out` (n, I). Where exp overflows, the quotient is 0, as it should be."""
     inner = out.shape[-1]
     gate, up = gate_up[:, :inner], gate_up[:, inner:]
     np.exp(gate, out)
     np.add(out, 1, out)
-    np.multiply(gate, up, gate)
     np.divide(gate, out, out)
+    np.multiply(out, up, out)
 
 
 class Projection:

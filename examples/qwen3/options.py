@@ -18,7 +18,7 @@ from pypto_actors import tracing
 BUNDLED = Path(__file__).parent / "models" / "tiny-shakespeare"
 BACKENDS = ("inline", "thread", "process", "ray")
 PARALLEL = ("data", "tensor")
-MOST_THREADS = 256
+MOST_THREADS = 64  # those of one process that OpenBLAS as it comes with numpy can start
 MOST_DEVICES = 256  # each is a thread or a process of this machine, and with `--parallel data` a whole model too
 
 
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "--blas-threads",
         metavar="N",
         default="1",
-        help="of each device: as many as there are idle cores make one device faster, busy ones many times slower (default: 1)",
+        help="of each process with devices: one device is faster with as many as idle cores, far slower where they are busy (default: 1)",
     )
     parser.add_argument("--save-logits", metavar="FILE.npz", type=Path, help="write arrays tokens (n,) and logits (n, vocab)")
     tracing.add_options(parser)

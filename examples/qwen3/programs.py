@@ -78,7 +78,7 @@ def make_programs(config: Config, positions: int, batch: int = 1, steps: int | N
     chosen (s, b))` adds s tokens to each of the first b sequences, each at its own position. Both leave in `tokens` and `positions` what
     the next step of decode is to read, and in `chosen` the tokens for the host. `sampling` are the fields of `Sampling`; ids, tokens and
     positions are int64, draws float64. A prompt length, a batch size and a number of steps are recorded once each. Both run where their
-    device tensors are. `steps`: of decode, at most in one dispatch (by default, so many as to take some milliseconds).
+    device tensors are. `steps`: of decode, at most in one dispatch (by default, so many as take some 40 ms).
     """
     steps = steps_at_once(config, batch) if steps is None else steps
     f32, f64, i64 = np.float32, np.float64, np.int64

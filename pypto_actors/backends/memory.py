@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from pypto_actors.backends.rendezvous import Rendezvous
 from pypto_actors.errors import InternalError
-from pypto_actors.executor import read_only
+from pypto_actors.executor import plain, read_only
 from pypto_actors.plan import Part, Path, Plan, Slot, Source
 from pypto_actors.values import DeviceTensor, Fixed
 
@@ -116,7 +116,9 @@ class Views:
             values = known.values.copy()
             for slot, index, writable in known.rest:
                 value = args[index]
-                values[slot] = value if writable or not isinstance(value, np.ndarray) else read_only(value)
+                if isinstance(value, np.ndarray):
+                    value = plain(value) if writable else read_only(value)
+                values[slot] = value
             return values
         if direct is None:
             return [self.slot(slot, args, scratch, plan) for slot in part.slots]
@@ -134,7 +136,7 @@ class Views:
                 values.append(value)
             else:
                 own = False
-                values.append(value if writable else read_only(value))
+                values.append(plain(value) if writable else read_only(value))
         if own:  # views of host arrays and of a peer's memory would keep it
             if len(self._calls) >= MOST_CALLS:
                 self._calls.clear()
@@ -167,7 +169,7 @@ class Views:
                     value = sliced_tensor(value, slot.path)
                 return self.tensor(value, slot.writable)
             if isinstance(value, np.ndarray):
-                array = sliced(value, slot.path) if slot.path else value
+                array = sliced(plain(value), slot.path)
                 return array if slot.writable else read_only(array)
             return value if slot.value is None else slot.value(value)
         if source is Source.CONSTANT:

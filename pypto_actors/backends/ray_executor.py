@@ -26,7 +26,7 @@ from pypto_actors.backends.ray_memory import RayMemory
 from pypto_actors.backends.ray_segments import Segment
 from pypto_actors.backends.rendezvous import Deserted
 from pypto_actors.errors import DeviceFailedError, InternalError
-from pypto_actors.executor import Answer, Desk, read_only
+from pypto_actors.executor import Answer, Desk, plain, read_only
 from pypto_actors.messages import Commit, Completed, Dispatch, Failed, Piece, Reached, Release
 from pypto_actors.plan import Part, Plan, Slot, Source
 from pypto_actors.values import DeviceTensor
@@ -317,7 +317,7 @@ class RayExecutor(LocalExecutor):
         if type(value) is DeviceTensor:
             return self.memory.window(value, slot.writable)
         if isinstance(value, np.ndarray):
-            array = sliced(value, slot.path)
+            array = sliced(plain(value), slot.path)
             return array if slot.writable else read_only(array)
         return value
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
+from pypto_actors.errors import shown, text_of
 from pypto_actors.messages import Completed, Failed, Message, Reached
 
 RECEIVE = 1 << 16  # bytes that are read at a time; for more, each buffer would be mapped and unmapped again
@@ -130,12 +131,15 @@ class KernelErrorStandIn(RuntimeError):
 
 def pack_error(error: BaseException) -> bytes:
     """An exception with where it was raised, of its own type if that can be pickled."""
-    place = "".join(traceback.format_exception(error))
-    told = "".join(traceback.format_exception_only(error)).strip()
+    try:
+        place = "".join(traceback.format_exception(error))
+        told = "".join(traceback.format_exception_only(error)).strip()
+    except Exception:  # of the error's own methods
+        place = told = text_of(error)
     try:
         blob = _dumps(error)
     except Exception as why:
-        told += f"\n(a stand-in: the original {type(error).__qualname__} cannot be pickled: {type(why).__name__}: {why})"
+        told += f"\n(a stand-in: the original {type(error).__qualname__} cannot be pickled: {text_of(why)})"
         blob = b""
     return pickle.dumps((blob, f"{type(error).__module__}.{type(error).__qualname__}", told, place))
 
@@ -147,9 +151,9 @@ def unpack_error(packed: bytes) -> BaseException:
     try:
         error = pickle.loads(blob) if blob else KernelErrorStandIn(told)
         if not isinstance(error, BaseException):
-            raise TypeError(f"it became {error!r}")
+            raise TypeError(f"it became {shown(error)}")
     except BaseException as why:
-        error = KernelErrorStandIn(f"{told}\n(a stand-in: the original {kind} cannot be unpickled here: {type(why).__name__}: {why})")
+        error = KernelErrorStandIn(f"{told}\n(a stand-in: the original {kind} cannot be unpickled here: {text_of(why)})")
     error.add_note(f"in the process of its device:\n{place}")
     return error
 

@@ -142,6 +142,28 @@ def test_a_gang_is_overtaken_at_most_64_times() -> None:
     assert 32 < passed <= MOST_OVERTAKEN
 
 
+def test_a_gang_behind_another_one_is_overtaken_at_most_64_times() -> None:
+    """It waits for the first gang on one device, which others may still pass there, and has been passed on its other device already."""
+    desk = Desk(3, PriorityOrder(), 1)
+    singles = [family([0]), family([1]), family([2])]
+    for _ in range(2):
+        desk.submit(singles[0])
+    desk.route()
+    desk.submit(family([0, 1]))
+    second = desk.submit(family([1, 2]))
+    desk.route()
+    passed = 0
+    for device in (2, 1):
+        for _ in range(100):
+            desk.submit(singles[device], priority=1, stage="decode")
+        for _ in range(200):
+            passed += len([run for run in desk.route() if run > second])
+            for index in [number for number, at in enumerate(desk.where) if at == device]:
+                desk.answer(index)
+                break
+    assert 32 < passed <= MOST_OVERTAKEN
+
+
 def test_a_phase_fair_policy_checks_its_numbers() -> None:
     for wrong in ((0, 1), (1, 0), (True, 1), (1.5, 1)):
         with pytest.raises(ValueError, match="at least 1"):

@@ -40,7 +40,7 @@ def test_asking_for_top_k_or_top_p_asks_for_draws() -> None:
         (["--devices", "257"], "--devices 257 is too many, since each is a thread or a process here; give at most 256"),
         (["--devices", str(10**20)], f"--devices {10**20} is too many"),
         (["--blas-threads", "0"], "--blas-threads 0"),
-        (["--blas-threads", "257"], "--blas-threads 257 is too many; give as many as there are idle cores, and at most 256"),
+        (["--blas-threads", "65"], "--blas-threads 65 is too many; give as many as there are idle cores, and at most 64"),
         (["--blas-threads", str(10**20)], f"--blas-threads {10**20} is too many"),
         (["--seed", "-4"], "--seed -4"),
         (["--seed", "x"], "--seed 'x'"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from examples.qwen3 import generate
 from examples.qwen3.checkpoint import Checkpoint
@@ -21,7 +22,8 @@ from examples.qwen3.parallel import TensorParallel, open_worker
 from examples.qwen3.parallel_programs import make_sharded_programs
 from examples.qwen3.parallel_shards import shard_config, shard_shapes, shards_of, vocabulary_share
 from examples.qwen3.weights import Part, random_weights, weight_shapes
-from tests.qwen3.support import CASES, GOLDENS, PLAIN, expected
+from pypto_actors.backends import ProcessBackend
+from tests.qwen3.support import CASES, GOLDENS, PLAIN, change_tensors, copy_of, expected
 
 BACKENDS = ["inline", "thread"]
 
@@ -49,6 +51,48 @@ def test_tensor_parallel_says_what_one_device_says(case: str, devices: int, back
     assert data["tokens"].tolist() == tokens[:12]
     assert data["logits"].shape == logits[:12].shape
     assert np.abs(data["logits"] - logits[:12]).max() < 2e-3
+
+
+def test_scores_that_overflow_are_shifted_on_each_device(tmp_path: Path) -> None:
+    directory = copy_of(PLAIN, tmp_path)
+    tensors = load_file(directory / "model.safetensors")
+    norms = {name.replace(".", "__"): tensors[name] * 20 for name in tensors if name.endswith(("q_norm.weight", "k_norm.weight"))}
+    change_tensors(directory, **norms)
+    one, two = tmp_path / "one.npz", tmp_path / "two.npz"
+    command = ["--model", str(directory), "--prompt-ids", "5,17,88,3,20", "--max-tokens", "4", "--backend", "inline", "--save-logits"]
+    assert main([*command, str(one)]) == 0
+    assert main([*command, str(two), "--devices", "2", "--parallel", "tensor"]) == 0
+    with np.load(one) as alone, np.load(two) as shared:
+        assert np.isfinite(alone["logits"]).all()
+        np.testing.assert_allclose(shared["logits"], alone["logits"], atol=2e-3)
+
+
+@pytest.mark.parametrize("parallel", ["data", "tensor"])
+def test_the_blas_threads_that_were_asked_for_reach_the_worker(parallel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Backend(ProcessBackend):
+        def __init__(self, blas_threads: int | None = 1) -> None:
+            super().__init__(blas_threads)
+            asked.append(blas_threads or 0)
+
+    monkeypatch.setattr("examples.qwen3.parallel.ProcessBackend", Backend)
+    argv = [
+        "--prompt-ids",
+        "1",
+        "--max-tokens",
+        "1",
+        "--backend",
+        "process",
+        "--devices",
+        "2",
+        "--parallel",
+        parallel,
+        "--blas-threads",
+        "64",
+    ]
+    assert main(["--model", str(GOLDENS / PLAIN), *argv]) == 0
+    assert asked == [64]
 
 
 @pytest.mark.parametrize("case", ["gqa-tied-f32", "bias-no-gqa-shards-bf16"])
