@@ -85,7 +85,7 @@ class Entry:
     def check_active(self) -> None:
         """Raise `UnknownProgramError` if the program was unregistered."""
         if not self.active:
-            raise UnknownProgramError(f"program {self.program.name!r} was unregistered; register it again")
+            raise UnknownProgramError(f"program {self.program.name!r} was unregistered; register it again, and use what that returns")
 
     def __repr__(self) -> str:
         return f"<Entry {self.program.name!r}: {len(self.signed)} recordings>"
