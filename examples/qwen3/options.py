@@ -141,6 +141,8 @@ def check_target(option: str, path: Path) -> Path:
         target = path.resolve()
         if path.is_dir():
             raise IsADirectoryError(None, "it is a directory")
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()  # links that lead to themselves, which `resolve` tells up to CPython 3.12 only
         if not path.exists() and not target.parent.is_dir():
             raise FileNotFoundError(None, f"there is no directory {str(target.parent)!r}")
         # of a pipe behind /dev/stdout the path is no file's name any more once links are followed

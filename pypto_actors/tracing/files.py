@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -21,6 +22,8 @@ def check_path(path: str | os.PathLike[str], what: str) -> Path:
             raise IsADirectoryError(None, "it is a directory")
         if not target.parent.is_dir():
             raise FileNotFoundError(None, f"there is no directory {str(target.parent)!r}")
+        with contextlib.suppress(FileNotFoundError):
+            target.stat()  # links that lead to themselves, which `resolve` tells up to CPython 3.12 only
         if not os.access(target if _is_special(target) else target.resolve().parent, os.W_OK):
             raise PermissionError(None, "it may not be written")
     except (OSError, ValueError, RuntimeError) as error:  # the last: links that lead to themselves
