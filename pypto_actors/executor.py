@@ -98,6 +98,6 @@ def plain(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The same bytes, not to be written."""
-    view = array.view() if type(array) is np.ndarray else array.view(np.ndarray)
+    view = array.view(np.ndarray)
     view.setflags(write=False)
     return view

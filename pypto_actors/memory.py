@@ -64,9 +64,8 @@ class Memory:
         pieces = tuple(Write(run, part, tensor, init) for part, (tensor, init) in enumerate(zip(tensors, inits, strict=bool(inits))))
         record = Record(run)
         record.message = message = Allocate(run, tensors, pieces, tuple(access for init in inits for access in host_accesses(init, False)))
-        self._tensors.alive.update(
-            {tensor.allocation: tensor for tensor in tensors}
-        )  # at once: their device may die before we hear of them
+        # at once: their device may die between their end and our waking
+        self._tensors.alive.update({tensor.allocation: tensor for tensor in tensors})
         self._system.tell(message, record)
         try:
             await self.settle(record)

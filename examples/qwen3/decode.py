@@ -112,11 +112,9 @@ def make_decode_step(config: Config, weights: Weights, all_keys: Array, all_valu
                 add(x, normed, x)
             if single:
                 multiplied(x, 1 / root(float(x.dot(x)) + eps), normed)
-            else:
-                normalize()
-            if single:
                 matmul(normed, weights.head, logits[0])  # `dot` takes none that is not contiguous
             else:
+                normalize()
                 multiply(normed, weights.head, logits)
 
     return step

@@ -138,17 +138,17 @@ def parse_ids(text: str) -> list[int]:
 def check_target(option: str, path: Path) -> Path:
     """The file that is meant, links followed. Raises `OptionError` unless it can be written; only looks, and so waits for no pipe."""
     try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()  # tells links that lead to themselves, as `resolve` does not from CPython 3.13 on
         target = path.resolve()
         if path.is_dir():
             raise IsADirectoryError(None, "it is a directory")
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            path.stat()  # links that lead to themselves, which `resolve` tells up to CPython 3.12 only
         if not path.exists() and not target.parent.is_dir():
             raise FileNotFoundError(None, f"there is no directory {str(target.parent)!r}")
         # of a pipe behind /dev/stdout the path is no file's name any more once links are followed
         if not os.access(path if path.exists() else target.parent, os.W_OK):
             raise PermissionError(None, "it may not be written")
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links that lead to each other
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise OptionError(f"{option} {path}: cannot be written ({reason}); name a file in a directory you may write to") from None
     return target

@@ -22,6 +22,7 @@ from pypto_actors.backends.memory import sliced
 from pypto_actors.backends.shared_memory import HOST_HEAP, SharedInterconnect
 from pypto_actors.backends.slabs import SMALLEST, Block
 from pypto_actors.backends.wire import Value
+from pypto_actors.executor import plain
 from pypto_actors.messages import Dispatch
 from pypto_actors.plan import Part, Slot, Source
 
@@ -204,8 +205,7 @@ def host_slots(args: Sequence[Any], part: Part, slots: Iterable[tuple[int, Slot]
         if slot.source is Source.ARGUMENT:
             array = args[slot.index]
             if isinstance(array, np.ndarray):
-                plain = array if type(array) is np.ndarray else array.view(np.ndarray)
-                hosts.append(((part.index, index), sliced(plain, slot.path) if slot.path else plain, slot.writable))
+                hosts.append(((part.index, index), sliced(plain(array), slot.path), slot.writable))
     return hosts
 
 

@@ -17,6 +17,7 @@ from pypto_actors.backends.memory import sliced
 from pypto_actors.backends.process_staging import dtype_key, grouped
 from pypto_actors.backends.ray_segments import Segment
 from pypto_actors.backends.ray_wire import EMPTY, REGION, Value
+from pypto_actors.executor import plain
 from pypto_actors.messages import Dispatch
 from pypto_actors.plan import Source
 
@@ -138,7 +139,7 @@ class Staging:
             array = message.args[slot.index] if slot.source is Source.ARGUMENT else None
             if not isinstance(array, np.ndarray):
                 continue
-            array = use.of(sliced(array, slot.path).view(np.ndarray))
+            array = use.of(sliced(plain(array), slot.path))
             if array.dtype.hasobject:
                 raise TypeError(f"an array of Python objects cannot cross to a device of Ray, got the dtype {array.dtype}")
             if array.nbytes == 0:

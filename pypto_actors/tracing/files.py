@@ -23,10 +23,10 @@ def check_path(path: str | os.PathLike[str], what: str) -> Path:
         if not target.parent.is_dir():
             raise FileNotFoundError(None, f"there is no directory {str(target.parent)!r}")
         with contextlib.suppress(FileNotFoundError):
-            target.stat()  # links that lead to themselves, which `resolve` tells up to CPython 3.12 only
+            target.stat()  # tells links that lead to themselves, as `resolve` does not from CPython 3.13 on
         if not os.access(target if _is_special(target) else target.resolve().parent, os.W_OK):
             raise PermissionError(None, "it may not be written")
-    except (OSError, ValueError, RuntimeError) as error:  # the last: links that lead to themselves
+    except (OSError, ValueError) as error:
         raise _fault(target, what, error) from None
     return target
 

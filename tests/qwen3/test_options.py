@@ -107,8 +107,7 @@ def test_a_target_is_named_with_the_reason_why_it_cannot_be_written(tmp_path: Pa
     assert "there is no directory" in reason("nowhere/x.npz")
     assert "there is no directory" in reason("astray")
     assert "embedded null" in reason("a\0b")
-    if sys.version_info < (3, 13):  # later ones find it when they open the file
-        assert "loop" in reason("loop")
+    assert "symbolic links" in reason("loop")
     refused = {tmp_path / "old.npz"}
     monkeypatch.setattr(os, "access", lambda path, mode: path not in refused)  # root may write everywhere
     assert "it may not be written" in reason("old.npz")
