@@ -1,14 +1,17 @@
 """How much faster than `transformers` `generate` does the example's worker generate, on the same cores?
 
-Both run the same random Qwen3 of 20 M parameters in float32, with the same number of BLAS threads: decode at batch 1
-and 16 behind a prompt of 128 tokens, greedy, each step's token from the step before, and prefill of 512 tokens. The
+Both run the same random Qwen3 of 20 M parameters in float32 on the same number of cores, by default all that there are, and one: decode at
+batch 1 and 16 behind a prompt of 128 tokens, greedy, each step's token from the step before, and prefill of 512 tokens. The
 rounds alternate, so that a drift of the machine meets both; a ratio is the median of the rounds' ratios, and above 1
 the worker is faster. `transformers` lives in a throw-away environment:
 
     python3 -m venv VENV && VENV/bin/pip install torch==2.13.0 transformers safetensors
     python -m benchmarks.qwen3_vs_transformers --transformers-python VENV/bin/python
 
-With more than one thread, each side begins when the threads of the other have gone to sleep: they spin for a while after their work.
+Torch has as many threads as there are cores. On one core the worker has one device on `thread`, with one thread of BLAS. On several, that
+device has as many threads of BLAS as there are cores, for a single sequence and for a prefill; sixteen sequences are shared out to devices
+as processes, one for each core. There, each side begins when the threads of the other have gone to sleep: they spin for a while after
+their work.
 
 Needed: 2.0 at batch 1, 1.5 at batch 16, 1.1 in prefill. The seed is fixed; one warm-up round is thrown away; the
 greedy tokens of both must be equal, or there is no result.
@@ -19,11 +22,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -35,9 +39,11 @@ from benchmarks import harness, targets
 from benchmarks.harness import Answer
 from examples.qwen3.checkpoint import Checkpoint
 from examples.qwen3.config import read_config
+from examples.qwen3.parallel import replicas
 from examples.qwen3.programs import make_programs
 from examples.qwen3.runner import Qwen3
-from examples.qwen3.sampling import Sampler
+from examples.qwen3.sampling import Ids, Sampler
+from pypto_actors.backends import ProcessBackend
 
 PROMPT, STEPS, PREFILL = 128, 32, 512
 ROUNDS = 5
@@ -110,40 +116,60 @@ class Other:
         self._process.communicate()
 
 
-async def ours(model: Qwen3, batch: int, prompt: int, tokens: int) -> tuple[float, list[list[int]]]:
-    """The same by the worker: prefill of each sequence, then decode of all that there are on its device, as the example does it."""
+Models = Sequence[Qwen3]  # one on each device, which have the same number of sequences
+
+
+async def ours(models: Models, batch: int, prompt: int, tokens: int) -> tuple[float, list[list[int]]]:
+    """The same by the worker, each device with its share of the sequences."""
     ids = (np.arange(batch * prompt).reshape(batch, prompt) * 7919) % VOCABULARY
     start = time.perf_counter()
+    out = await asyncio.gather(*(tokens_of(model, some, tokens) for model, some in zip(models, np.split(ids, len(models)), strict=True)))
+    return time.perf_counter() - start, [row for some in out for row in some]
+
+
+async def tokens_of(model: Qwen3, ids: Ids, tokens: int) -> list[list[int]]:
+    """Prefill of each sequence, then decode of all that there are on its device, as the example does it."""
     out = [[int((await model.prefill(row, slot)).argmax()) for slot, row in enumerate(ids)]]
     out += [chosen.tolist() async for chosen in model.decode_ahead(tokens - 1, Sampler())]
-    return time.perf_counter() - start, np.transpose(out).tolist()
+    chosen_by_row: list[list[int]] = np.transpose(out).tolist()
+    return chosen_by_row
 
 
-async def further_pass(directory: Path) -> None:
+async def further_pass(directory: Path, cores: int) -> None:
     """What is measured, our side, once and briefly: for a trace."""
-    async with opened(directory) as models:
+    async with opened(directory, cores) as models:
         for batch, prompt, tokens in ((1, PROMPT, 1 + QUICK), (16, PROMPT, 1 + QUICK), (1, PREFILL, 1)):
             await ours(models[batch], batch, prompt, tokens)
 
 
+def devices_on(cores: int) -> int:
+    """Over how many devices 16 sequences are shared out; processes are on Linux only."""
+    return max(devices for devices in (1, 2, 4, 8, 16) if devices <= cores) if sys.platform == "linux" else 1
+
+
 @asynccontextmanager
-async def opened(directory: Path) -> AsyncIterator[dict[int, Qwen3]]:
+async def opened(directory: Path, cores: int) -> AsyncIterator[dict[int, Models]]:
     """The worker's side, for each batch, with the checkpoint that the other side has made."""
+    devices = devices_on(cores)
     config = read_config(directory)
-    one, many = (make_programs(config, config.max_positions, batch) for batch in (1, 16))
-    parts = Checkpoint(directory, config).parts(config.max_positions)
+    one, many = (make_programs(config, config.max_positions, batch) for batch in (1, 16 // devices))
+    parts = Checkpoint(directory, config).parts
+    backend = ProcessBackend(blas_threads=cores // devices) if devices > 1 else "thread"
+    ranks = pa.DistributedConfig(range(devices))
     async with (
-        pa.DistributedWorker([*one.both, *many.both], trace=harness.hook("Qwen3 20M")) as worker,
-        Qwen3(worker, one, parts) as single,
-        Qwen3(worker, many, single) as batched,
+        pa.DistributedWorker(one.both, trace=harness.hook("one sequence")) as worker,
+        Qwen3(worker, one, parts(config.max_positions)) as single,
+        pa.DistributedWorker(many.both, backend=backend, config=ranks, trace=harness.hook("16 sequences")) as wide,
+        replicas(wide, many, parts(config.max_positions), devices) as models,
     ):
-        yield {1: single, 16: batched}
+        yield {1: [single], 16: models}
 
 
-async def compare(other: Other, directory: Path, rounds: int, steps: int, pause: float) -> dict[str, dict[str, list[float]]]:
+async def compare(other: Other, directory: Path, rounds: int, steps: int, cores: int) -> dict[str, dict[str, list[float]]]:
     """For each question the seconds of both sides in each round: of a step of decode, or of a prefill."""
     results: dict[str, dict[str, list[float]]] = {name: {"ours": [], "transformers": []} for name in NEEDED}
-    async with opened(directory) as models:
+    pause = PAUSE if cores > 1 else 0
+    async with opened(directory, cores) as models:
         for number in range(rounds + 1):
             for name, result in results.items():
                 for side, seconds in (await one_round(other, models, name, steps, pause)).items():
@@ -152,7 +178,7 @@ async def compare(other: Other, directory: Path, rounds: int, steps: int, pause:
     return results
 
 
-async def one_round(other: Other, models: dict[int, Qwen3], name: str, steps: int, pause: float) -> dict[str, float]:
+async def one_round(other: Other, models: dict[int, Models], name: str, steps: int, pause: float) -> dict[str, float]:
     """Seconds of each side. A decode step is what 1 + `steps` tokens take longer than 1 token, as a share."""
     decode = name.startswith("decode")
     batch = int(name.split()[-1]) if decode else 1
@@ -167,39 +193,51 @@ async def one_round(other: Other, models: dict[int, Qwen3], name: str, steps: in
     return {side: (times[-1][0] - times[0][0]) / steps if decode else times[0][0] for side, times in sides.items()}
 
 
-def answer_of(name: str, result: dict[str, list[float]], threads: int) -> Answer:
+def answer_of(name: str, result: dict[str, list[float]], cores: int) -> Answer:
     """Larger is better."""
-    how = f"{len(result['ours'])} rounds that alternate, BLAS threads of each side: {threads}"
-    question = f"Qwen3 20M, {name}: times as fast as transformers"
+    devices = devices_on(cores) if name.endswith(" 16") else 1
+    how = f"{len(result['ours'])} rounds that alternate, {devices} device{'s' * (devices > 1)}, BLAS threads of each: {cores // devices}"
+    question = f"Qwen3 20M, {name}, on {cores} core{'s' * (cores > 1)}: times as fast as transformers"
     values = harness.ratios(result, "transformers", "ours")
     return Answer(question, "transformers", "×", *NEEDED[name], values, how, harness.microseconds(result), more=True)
 
 
-def measure(options: argparse.Namespace, directory: Path) -> list[Answer]:
-    """The answers to this question; the checkpoint is in `directory` afterwards."""
+def measure(options: argparse.Namespace, directory: Path, cores: int) -> list[Answer]:
+    """The answers on so many cores; the checkpoint is in `directory` afterwards."""
     rounds = options.rounds or (1 if options.quick else ROUNDS)
-    other = Other(options.transformers_python, directory, options.threads)
+    other = Other(options.transformers_python, directory, cores)
     try:
-        pause = PAUSE if options.threads > 1 else 0
-        results = asyncio.run(compare(other, directory, rounds, QUICK if options.quick else STEPS, pause))
+        results = asyncio.run(compare(other, directory, rounds, QUICK if options.quick else STEPS, cores))
     finally:
         other.close()
-    return [answer_of(name, result, options.threads) for name, result in results.items()]
+    return [answer_of(name, result, cores) for name, result in results.items()]
+
+
+def cores_here() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main() -> None:
     """The command line: that of all benchmarks, and the other Python."""
     parser = harness.parser_of(__doc__)
     parser.add_argument("--transformers-python", required=True, metavar="PATH", help="python that has transformers")
-    parser.add_argument("--threads", type=int, default=1, help="BLAS threads of each side (default: 1)")
+    everywhere = sorted({1, cores_here()}, reverse=True)
+    told = " and ".join(map(str, everywhere))
+    parser.add_argument("--cores", type=int, nargs="+", default=everywhere, metavar="N", help=f"of each side (default here: {told})")
     parser.add_argument("--rounds", type=int, help=f"measured rounds (default: {ROUNDS})")
     options = parser.parse_args()
     harness.require_targets(parser, options)
     targets.require_python(parser, options.transformers_python)
-    with tempfile.TemporaryDirectory() as name, threadpoolctl.threadpool_limits(options.threads):
+    if min(options.cores) < 1:
+        targets.refuse(parser, f"--cores {min(options.cores)} is too few; give 1 or more")
+    with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        answers = measure(options, directory)
-        harness.report(__doc__, options, answers, lambda: asyncio.run(further_pass(directory)))
+        answers: list[Answer] = []
+        for cores in options.cores:
+            with threadpoolctl.threadpool_limits(cores):
+                answers += measure(options, directory, cores)
+        harness.report(__doc__, options, answers, lambda: asyncio.run(further_pass(directory, 1)))
 
 
 if __name__ == "__main__":

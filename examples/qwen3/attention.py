@@ -75,23 +75,24 @@ def attend_decode(queries: Array, keys: Array, values: Array, mask: Array | None
 
 
 def attend_prefill(queries: Array, keys: Array, values: Array, bound: float, out: Array) -> None:
-    """Causal attention of a whole prompt, by blocks of query rows, each against the keys up to its end.
+    """Causal attention of the last n tokens of a prompt, by blocks of query rows, each against the keys up to its end.
 
-    `queries`, `out`: (n, kv_heads, group, head_dim); `keys`, `values`: (kv_heads, n, head_dim), of the same n tokens;
+    `queries`, `out`: (n, kv_heads, group, head_dim); `keys`, `values`: (kv_heads, n or more, head_dim), up to the same last token;
     `bound`: the largest that a score can be. The queries of a group are rows of one product with its keys.
     """
     count, kv_heads, group, dim = queries.shape
+    earlier = keys.shape[1] - count  # tokens before the first query
     by_head, out_by_head = queries.transpose(1, 2, 0, 3), out.transpose(1, 2, 0, 3)
     future = np.triu(np.full((BLOCK, BLOCK), -np.inf, np.float32), 1)
-    ones = np.ones((count, 1), np.float32)
+    ones = np.ones((earlier + count, 1), np.float32)
     for start in range(0, count, BLOCK):
         end = min(start + BLOCK, count)
-        rows = end - start
+        rows, first, seen = end - start, earlier + start, earlier + end
         several = by_head[:, :, start:end].reshape(kv_heads, group * rows, dim)
-        scores = np.matmul(several, keys[:, :end].swapaxes(1, 2))
-        scores.reshape(kv_heads, group, rows, end)[..., start:] += future[:rows, :rows]
+        scores = np.matmul(several, keys[:, :seen].swapaxes(1, 2))
+        scores.reshape(kv_heads, group, rows, seen)[..., first:] += future[:rows, :rows]
         sums = np.empty((kv_heads, group * rows, 1), np.float32)
-        softmax_weights(scores, bound, ones[:end], sums)
-        attended = np.matmul(scores, values[:, :end])
+        softmax_weights(scores, bound, ones[:seen], sums)
+        attended = np.matmul(scores, values[:, :seen])
         np.divide(attended, sums, attended)
         out_by_head[:, :, start:end] = attended.reshape(kv_heads, group, rows, dim)

@@ -13,12 +13,30 @@ from typing import Any
 
 import numpy as np
 
+from examples.qwen3 import cores
 from examples.qwen3.attention import SAFE_SCORE, Scores, attend_decode, in_one_tile
 from examples.qwen3.config import Config
-from examples.qwen3.forward import Ids, Norm, multiply
+from examples.qwen3.forward import Ids, Norm, Product, product_of
 from examples.qwen3.weights import Array, Weights
 
 DecodeStep = Callable[[Ids, Ids, Array], None]
+
+# A product of a vector with a smaller matrix has one thread (OpenBLAS for x86-64, `interface/gemv.c`, and so it is measured).
+LEAST_SHARED = 460_800  # elements
+MOST_STRETCHED = 4 / 3  # times as many elements are read, where two threads read them: 8 % of a step at 1.17, nothing at 1.76
+
+
+def stretched(matrices: Array, layer: int) -> tuple[Array, int]:
+    """`matrices[layer]`, of (layers, K, N), with so many rows of its neighbour that BLAS shares a product out, and its own first row there.
+
+    As it is, where it is large enough, or so small that this would not pay.
+    """
+    inner, columns = matrices.shape[1:]
+    rows = -(-LEAST_SHARED // columns)
+    if not inner < rows <= MOST_STRETCHED * inner:
+        return matrices[layer], 0
+    first = 0 if layer == 0 else (layer + 1) * inner - rows
+    return matrices.reshape(-1, columns)[first : first + rows], layer * inner - first
 
 
 def make_decode_step(config: Config, weights: Weights, all_keys: Array, all_values: Array, rows: int) -> DecodeStep:
@@ -41,7 +59,12 @@ def make_decode_step(config: Config, weights: Weights, all_keys: Array, all_valu
     def scratch(*shape: int) -> Array:
         return np.empty((*lead, *shape), np.float32)
 
-    x, normed = scratch(hidden), scratch(hidden)
+    shared_out = single and cores.blas_threads() > 1
+    into_qkv = [stretched(weights.w_qkv, number) if shared_out else (layer.heads.w_qkv, 0) for number, layer in enumerate(layers)]
+    margin = max(len(matrix) for matrix, _ in into_qkv) - hidden
+    wide = np.zeros((*lead, margin + hidden + margin), np.float32)  # `normed` in the middle, and 0 for the rows of neighbours
+    entered = [(wide[..., margin - own : margin - own + len(matrix)], matrix) for matrix, own in into_qkv]
+    x, normed = scratch(hidden), wide[..., margin : margin + hidden]
     qkv, split = scratch(config.q_size + 2 * config.kv_size), config.q_size + config.kv_size
     qk, new_values = qkv[..., :split].reshape(*lead, -1, dim), qkv[..., split:].reshape(*lead, kv_heads, dim)
     qk_rows, qk_columns, rotated = qk[..., None, :], qk[..., None], qk.view(np.complex64)
@@ -53,7 +76,7 @@ def make_decode_step(config: Config, weights: Weights, all_keys: Array, all_valu
     gate_up, inner = scratch(2 * inner_size), scratch(inner_size)
     gate, up = gate_up[..., :inner_size], gate_up[..., inner_size:]
 
-    product: Callable[[Array, Array, Array], object] = np.ndarray.dot if single else multiply
+    product: Product = np.ndarray.dot if single else product_of(rows)
     normalize = Norm(x, eps, normed)
     matmul, add, multiplied, divide, sqrt, exp, root = np.matmul, np.add, np.multiply, np.divide, np.sqrt, np.exp, math.sqrt
 
@@ -70,13 +93,15 @@ def make_decode_step(config: Config, weights: Weights, all_keys: Array, all_valu
         short = bounded and mask is None and in_one_tile(count, group)
         x[:] = weights.embed[tokens[0] if single else tokens]
         with np.errstate(over="ignore", invalid="ignore"):
-            for layer, keys, values in zip(layers, all_keys[..., :count, :], all_values[..., :count, :], strict=True):
-                (w_qkv, b_qkv, qk_norm, bound, w_o), b_o, w_gate_up, w_down = layer
+            for layer, (entry, w_qkv), keys, values in zip(
+                layers, entered, all_keys[..., :count, :], all_values[..., :count, :], strict=True
+            ):
+                (_, b_qkv, qk_norm, bound, w_o), b_o, w_gate_up, w_down = layer
                 if single:
                     multiplied(x, 1 / root(float(x.dot(x)) + eps), normed)
                 else:
                     normalize()
-                product(normed, w_qkv, qkv)
+                product(entry, w_qkv, qkv)
                 if bias:
                     add(qkv, b_qkv, qkv)
                 matmul(qk_rows, qk_columns, squares)
@@ -115,6 +140,6 @@ def make_decode_step(config: Config, weights: Weights, all_keys: Array, all_valu
                 matmul(normed, weights.head, logits[0])  # `dot` takes none that is not contiguous
             else:
                 normalize()
-                multiply(normed, weights.head, logits)
+                product(normed, weights.head, logits)
 
     return step

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from examples.qwen3 import forward
 from examples.qwen3.config import Config
 from examples.qwen3.decode import make_decode_step
 from examples.qwen3.forward import Ids
+from examples.qwen3.prefill import prefill
 from examples.qwen3.weights import Array, Weights
 
 
@@ -24,7 +24,7 @@ class DirectModel:
     def prefill(self, tokens: Ids, slot: int = 0) -> Array:
         """Logits (V,) behind the prompt `tokens` (n,), which fills positions 0 to n-1 of sequence `slot`."""
         logits = np.empty(self.config.vocab_size, np.float32)
-        forward.prefill(self.config, self.weights, self.keys, self.values, tokens, slot, logits)
+        prefill(self.config, self.weights, self.keys, self.values, tokens, slot, logits)
         return logits
 
     def decode_step(self, tokens: Ids, positions: Ids) -> Array:

@@ -1,4 +1,4 @@
-"""The forward pass of Qwen3 in numpy, float32 throughout: its parts, and the prefill; `decode.py` has the decode.
+"""The forward pass of Qwen3 in numpy, float32 throughout: the parts of a pass; `prefill.py` and `decode.py` have the passes.
 
 Both a direct loop (`direct.py`) and the kernels of `programs.py` call these. The KV caches are
 (layers, batch, kv_heads, positions, head_dim). What is folded into the weights stands in `weights.py`.
@@ -6,12 +6,14 @@ Both a direct loop (`direct.py`) and the kernels of `programs.py` call these. Th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.qwen3.attention import Scores, attend_decode, attend_prefill
+from examples.qwen3 import cores
 from examples.qwen3.config import Config
-from examples.qwen3.weights import Array, Heads, Layer, Weights
+from examples.qwen3.weights import Array, Heads, Layer
 
 Ids = NDArray[np.int64]
 
@@ -21,10 +23,17 @@ TILED_ROWS = range(2, 17)
 TILE = 60_000  # elements
 WIDTH = 3072  # columns of a tile, at most: the sums for them stay in the cache too
 
+Product = Callable[[Array, Array, Array], object]
 
-def multiply(x: Array, matrix: Array, out: Array) -> None:
-    """`out = x @ matrix`, (n, K) by (K, N), in the fastest way for n rows and one BLAS thread."""
-    if len(x) not in TILED_ROWS or matrix.size <= TILE:
+
+def product_of(rows: int) -> Product:
+    """What fills `out = x @ matrix`, (rows, K) by (K, N), in the fastest way. Several threads of BLAS share out a matrix, but no tiles."""
+    return multiply_by_tiles if rows in TILED_ROWS and cores.blas_threads() == 1 else np.matmul
+
+
+def multiply_by_tiles(x: Array, matrix: Array, out: Array) -> None:
+    """`out = x @ matrix`, (n, K) by (K, N)."""
+    if matrix.size <= TILE:
         np.matmul(x, matrix, out=out)
         return
     inner, columns = matrix.shape
@@ -76,6 +85,7 @@ class Projection:
     def __init__(self, config: Config, x: Array, normed: Array) -> None:
         rows, heads, kv_heads, dim = len(x), config.heads, config.kv_heads, config.head_dim
         self._bias = config.attention_bias
+        self._multiply = product_of(rows)
         self._normed = normed
         self._normalize = Norm(x, config.rms_norm_eps * config.hidden_size, normed)
         self._qkv = np.empty((rows, config.q_size + 2 * config.kv_size), np.float32)
@@ -90,7 +100,7 @@ class Projection:
     def project(self, heads: Heads, rotation: NDArray[np.complex64]) -> None:
         """Fill `queries`, `keys` (normed, rotated) and `values` from `x`; `rotation`: (n, 1, D / 2)."""
         self._normalize()
-        multiply(self._normed, heads.w_qkv, self._qkv)
+        self._multiply(self._normed, heads.w_qkv, self._qkv)
         if self._bias:
             self._qkv += heads.b_qkv
         self._normalize_qk()
@@ -102,6 +112,7 @@ class Mlp:
     """The second half of a layer, over `x` (n, H): scratch that each layer uses again. `normed`: like `x`, written."""
 
     def __init__(self, config: Config, x: Array, normed: Array) -> None:
+        self._multiply = product_of(len(x))
         self._normed = normed
         self._normalize = Norm(x, config.rms_norm_eps * config.hidden_size, normed)
         self._gate_up = np.empty((len(x), 2 * config.intermediate_size), np.float32)
@@ -110,9 +121,9 @@ class Mlp:
     def feed(self, w_gate_up: Array, w_down: Array, out: Array) -> None:
         """Fill `out` (n, H) from `x`."""
         self._normalize()
-        multiply(self._normed, w_gate_up, self._gate_up)
+        self._multiply(self._normed, w_gate_up, self._gate_up)
         swiglu(self._gate_up, self._inner)
-        multiply(self._inner, w_down, out)
+        self._multiply(self._inner, w_down, out)
 
 
 class Step:
@@ -123,6 +134,7 @@ class Step:
         self.attended = np.empty((len(x), config.kv_heads, config.group, config.head_dim), np.float32)
         self._attended = self.attended.reshape(len(x), config.q_size)
         self._bias = config.attention_bias
+        self._multiply = product_of(len(x))
         self._normed = np.empty_like(x)
         self._normalize = Norm(x, config.rms_norm_eps * config.hidden_size, self._normed)
         self.projection = Projection(config, x, self._normed)
@@ -131,7 +143,7 @@ class Step:
     def finish(self, layer: Layer) -> None:
         """Add what was attended, and the MLP, to `x`."""
         x, sum_of_heads = self.x, self._normed
-        multiply(self._attended, layer.heads.w_o, sum_of_heads)
+        self._multiply(self._attended, layer.heads.w_o, sum_of_heads)
         if self._bias:
             x += layer.b_o
         np.add(x, sum_of_heads, x)
@@ -141,35 +153,4 @@ class Step:
     def leave(self, head: Array, logits: Array) -> None:
         """Fill `logits` (n, V) from `x`."""
         self._normalize()
-        multiply(self._normed, head, logits)
-
-
-def prefill(config: Config, weights: Weights, keys: Array, values: Array, tokens: Ids, slot: int, logits: Array) -> None:
-    """A whole prompt of one sequence, from position 0.
-
-    `tokens`: (n,) integers; `keys`, `values`: the caches, written at `slot` for positions 0 to n-1; `logits`: (V,),
-    written, of the last token only.
-    """
-    rows = len(tokens)
-    step = Step(config, weights.embed[tokens])
-    projection = step.projection
-    rotation = weights.rope.view(np.complex64)[:rows, None]
-    *others, last = weights.layers()
-
-    def project(layer: Layer, layer_keys: Array, layer_values: Array) -> None:
-        projection.project(layer.heads, rotation)
-        layer_keys[:] = projection.keys.swapaxes(0, 1)
-        layer_values[:] = projection.values.swapaxes(0, 1)
-
-    keys, values = keys[:, slot, :, :rows], values[:, slot, :, :rows]
-    with np.errstate(over="ignore", invalid="ignore"):
-        for layer, layer_keys, layer_values in zip(others, keys[:-1], values[:-1], strict=True):
-            project(layer, layer_keys, layer_values)
-            attend_prefill(projection.queries, layer_keys, layer_values, layer.heads.score_bound, step.attended)
-            step.finish(layer)
-        # Of the last layer only the last token's output is wanted; the others leave their keys and values.
-        project(last, keys[-1], values[-1])
-        tail, scratch = Step(config, step.x[-1:]), Scores.of((1, config.kv_heads, config.group), rows)
-        attend_decode(projection.queries[-1:], keys[-1:], values[-1:], None, last.heads.score_bound, scratch, tail.attended)
-        tail.finish(last)
-        tail.leave(weights.head, logits[None])
+        self._multiply(self._normed, head, logits)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import pypto_actors as pa
 from examples.qwen3.attention import Scores, attend_decode, attend_prefill
 from examples.qwen3.config import Config
-from examples.qwen3.forward import Mlp, Norm, Projection, multiply
+from examples.qwen3.forward import Mlp, Norm, Projection, product_of
 from examples.qwen3.parallel_shards import shard_config, shard_shapes, vocabulary_share
 from examples.qwen3.programs import cache_shape
 from examples.qwen3.weights import Array, Heads, Weights, heads_of, weight_shapes
@@ -91,7 +91,7 @@ def make_sharded_programs(config: Config, positions: int, devices: int) -> Shard
         last = np.empty_like(x[-1:])
         with np.errstate(over="ignore", invalid="ignore"):
             Norm(x[-1:], config.rms_norm_eps * config.hidden_size, last)()
-            multiply(last, head, logits[None])
+            np.matmul(last, head, logits[None])
 
     def forward(orch: pa.Orchestrator, tokens: pa.TensorRef, places: pa.TensorRef, given: Refs, logits: pa.TensorRef) -> None:
         stacked = dict(zip((*FIELDS, "keys", "values"), given, strict=True))
@@ -161,4 +161,4 @@ def attend_heads(
         else:
             scratch = Scores.of((rows, config.kv_heads, config.group), end)
             attend_decode(projection.queries, keys[None], values[None], None, heads.score_bound, scratch, attended)
-        multiply(attended.reshape(rows, config.q_size), heads.w_o, partial)
+        product_of(rows)(attended.reshape(rows, config.q_size), heads.w_o, partial)

@@ -16,9 +16,9 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 import pypto_actors as pa
-from examples.qwen3 import forward
 from examples.qwen3.config import Config
 from examples.qwen3.decode import make_decode_step
+from examples.qwen3.prefill import prefill as prefill_pass
 from examples.qwen3.sampling import Sampling, pick, pick_each
 from examples.qwen3.weights import Weights, weight_shapes
 
@@ -112,7 +112,7 @@ def make_programs(config: Config, positions: int, batch: int = 1, steps: int | N
         chosen: pa.OutArray,
     ) -> None:
         weights = Weights(embed, w_qkv, b_qkv, qk_norm, score_bound, w_o, b_o, w_gate_up, w_down, head, rope)
-        forward.prefill(config, weights, keys, values, ids, slot, logits)
+        prefill_pass(config, weights, keys, values, ids, slot, logits)
         chosen[0] = tokens[slot] = pick(logits, Sampling(temperature, top_k, top_p), draw)
         positions[slot] = len(ids)
 

@@ -10,7 +10,7 @@ from examples.qwen3.attention import BLOCK, SAFE_SCORE, Scores, attend_decode, a
 from examples.qwen3.config import Config
 from examples.qwen3.decode import make_decode_step
 from examples.qwen3.direct import DirectModel
-from examples.qwen3.forward import WIDTH, multiply, swiglu
+from examples.qwen3.forward import WIDTH, multiply_by_tiles, swiglu
 from examples.qwen3.weights import Array, interleave, layer_parts, random_weights, rope_table, transposed
 
 
@@ -81,7 +81,7 @@ def test_a_product_is_the_same_for_any_number_of_rows(rows: int, shape: tuple[in
     rng = np.random.default_rng(rows)
     x, matrix = rng.standard_normal((rows, shape[0]), np.float32), rng.standard_normal(shape, np.float32)
     out = np.full((rows, shape[1]), np.nan, np.float32)
-    multiply(x, matrix, out)
+    multiply_by_tiles(x, matrix, out)
     np.testing.assert_allclose(out, x.astype(np.float64) @ matrix, atol=1e-4)
 
 

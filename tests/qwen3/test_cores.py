@@ -1,0 +1,251 @@
+"""A pass on several cores: what BLAS shares out, and what is shared out to threads, give what one thread gives."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import threadpoolctl
+
+from examples.qwen3 import cores, decode, forward, prefill
+from examples.qwen3.cores import Loan, run_together
+from examples.qwen3.decode import make_decode_step, stretched
+from examples.qwen3.direct import DirectModel
+from examples.qwen3.prefill import shares
+from examples.qwen3.weights import random_weights
+from tests.qwen3.test_forward import config_of, ids, model_of
+
+COUNT = 150
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """Of BLAS, which nobody has used."""
+    with threadpoolctl.threadpool_limits(2):
+        cores._loan._spinning_until = 0
+        yield
+
+
+def threads_of_blas() -> int:
+    return int(max(library.num_threads for library in cores._libraries()))
+
+
+# ------------------------------------------------------------------------------------------------ prefill by rows
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_prompt_in_shares_is_the_prompt(threads: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(bias=bias)
+    whole, shared = model_of(config, 2), model_of(config, 2)
+    wanted = whole.prefill(ids(COUNT), 1)
+    monkeypatch.setattr(prefill, "LEAST_SHARE", COUNT // threads)
+    begun: list[int] = []
+
+    def run(works: list[object], meeting: threading.Barrier) -> None:
+        begun.append(len(works))
+        run_together(works, meeting)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cores, "run_together", run)
+    with threadpoolctl.threadpool_limits(threads):
+        got = shared.prefill(ids(COUNT), 1)
+    assert begun == [threads]
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    np.testing.assert_allclose(shared.keys, whole.keys, atol=1e-5)
+    np.testing.assert_allclose(shared.values, whole.values, atol=1e-5)
+    assert threads_of_blas() == 2
+
+
+@pytest.mark.parametrize(("count", "parts"), [(1, 1), (2 * prefill.LEAST_SHARE - 1, 1), (2 * prefill.LEAST_SHARE, 2)])
+def test_a_short_prompt_is_not_shared_out(count: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(cores, "run_together", lambda works, meeting: begun.append(len(works)))
+    model_of(config_of()).prefill(ids(count))
+    assert begun == [parts]
+
+
+@pytest.mark.parametrize("count", [256, 1000, 30_000])
+@pytest.mark.parametrize("parts", [1, 2, 3, 8])
+def test_shares_cost_the_same(count: int, parts: int) -> None:
+    config = config_of()
+    ends = shares(config, count, parts)
+    starts = [0, *ends[:-1]]
+    assert len(ends) == parts
+    assert ends[-1] == count
+    of_weights = config.hidden_size * (2 * config.q_size + 2 * config.kv_size + 3 * config.intermediate_size)
+    costs = [
+        sum(of_weights + 2 * config.q_size * prefill.ATTENTION_WEIGHT * row for row in range(start, end))
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    assert max(costs) - min(costs) < 0.03 * sum(costs)
+
+
+# ------------------------------------------------------------------------------------------------ works together
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_what_fails_is_raised_and_nobody_waits_for_it(failing: int) -> None:
+    meeting, ended = threading.Barrier(3), []
+
+    def work(number: int) -> None:
+        try:
+            if number == failing:
+                raise KeyError(number)
+            meeting.wait()
+        finally:
+            ended.append(number)
+
+    with pytest.raises(KeyError, match=str(failing)):
+        run_together([lambda number=number: work(number) for number in range(3)], meeting)  # type: ignore[misc]
+    assert sorted(ended) == [0, 1, 2]
+    assert threads_of_blas() == 2
+
+
+def test_an_interruption_ends_all() -> None:
+    """Ctrl-C reaches the first work, where that is in the main thread."""
+    meeting = threading.Barrier(2)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_together([interrupted, lambda: [meeting.wait()].clear()], meeting)
+    assert meeting.broken
+
+
+def test_each_has_a_thread_and_blas_has_one() -> None:
+    meeting, seen = threading.Barrier(2), []
+
+    def work() -> None:
+        meeting.wait()
+        seen.append((threading.get_ident(), threads_of_blas()))
+        meeting.wait()
+
+    run_together([work, work], meeting)
+    assert len({thread for thread, _ in seen}) == 2
+    assert [number for _, number in seen] == [1, 1]
+    assert threads_of_blas() == 2
+
+
+def test_one_work_alone_runs_as_blas_is() -> None:
+    seen: list[int] = []
+    run_together([lambda: seen.append(threads_of_blas())], threading.Barrier(1))
+    assert seen == [2]
+
+
+# ------------------------------------------------------------------------------------------------ the loan
+
+
+def test_the_last_who_borrowed_gives_back() -> None:
+    """Of two devices in one process; each borrows in its own thread, and neither is the one that threadpoolctl lets set them."""
+    loan, order = Loan(), []
+    first_has, second_has = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with loan.borrow():
+            first_has.set()
+            second_has.wait()
+        order.append(("first is over", threads_of_blas(), loan.number()))
+
+    def second() -> None:
+        first_has.wait()
+        with loan.borrow():
+            second_has.set()
+            one.join()
+            order.append(("second goes on", threads_of_blas(), loan.number()))
+
+    one, other = threading.Thread(target=first), threading.Thread(target=second)
+    one.start()
+    other.start()
+    other.join()
+    assert order == [("first is over", 1, 2), ("second goes on", 1, 2)]
+    assert threads_of_blas() == 2
+
+
+def test_nothing_is_borrowed_while_the_threads_of_blas_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("examples.qwen3.cores.time.monotonic", lambda: now[0])
+    assert cores.threads_to_borrow() == 2
+    model_of(config_of()).decode_step(np.array([1]), np.array([0]))
+    assert cores.threads_to_borrow() == 1
+    now[0] += cores.SPIN
+    assert cores.threads_to_borrow() == 2
+
+
+def test_one_thread_does_not_spin() -> None:
+    with threadpoolctl.threadpool_limits(1):
+        assert cores.blas_threads() == 1
+    assert cores.threads_to_borrow() == 2
+
+
+def test_a_blas_that_keeps_its_threads_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "_setters", tuple)
+    assert cores.threads_to_borrow() == 1
+    assert cores.blas_threads() == 2
+
+
+def test_so_is_one_beside_a_blas_that_keeps_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeping = SimpleNamespace(dynlib=object(), num_threads=4)
+    known = cores._libraries()
+    monkeypatch.setattr(cores, "_libraries", lambda: (*known, keeping))
+    monkeypatch.setattr(cores, "_setters", cores._setters.__wrapped__)
+    assert cores.threads_to_borrow() == 1
+
+
+def test_without_the_package_there_is_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "threadpoolctl", None)
+    monkeypatch.setattr(cores, "_libraries", cores._libraries.__wrapped__)
+    monkeypatch.setattr(cores, "_setters", cores._setters.__wrapped__)
+    assert (cores.blas_threads(), cores.threads_to_borrow()) == (1, 1)
+
+
+# ------------------------------------------------------------------------------------------------ decode
+
+
+def test_several_threads_share_out_whole_matrices() -> None:
+    assert forward.product_of(16) is np.matmul
+    with threadpoolctl.threadpool_limits(1):
+        assert forward.product_of(16) is forward.multiply_by_tiles
+        assert forward.product_of(17) is forward.product_of(1) is np.matmul
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_a_stretched_matrix_has_its_own_rows_and_those_of_a_neighbour(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrices = np.random.default_rng(0).standard_normal((3, 12, 5), np.float32)
+    monkeypatch.setattr(decode, "LEAST_SHARED", 71)
+    matrix, own = stretched(matrices, layer)
+    assert matrix.shape == (15, 5)
+    assert matrix.size >= decode.LEAST_SHARED
+    assert np.shares_memory(matrix, matrices)
+    np.testing.assert_array_equal(matrix[own : own + 12], matrices[layer])
+
+
+@pytest.mark.parametrize(("least", "layers"), [(60, 3), (81, 3), (71, 1)])
+def test_a_matrix_that_is_large_enough_or_too_small_or_alone_stays_as_it_is(
+    least: int, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrices = np.ones((layers, 12, 5), np.float32)
+    monkeypatch.setattr(decode, "LEAST_SHARED", least)
+    matrix, own = stretched(matrices, 0)
+    assert (matrix.shape, own) == ((12, 5), 0)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_step_is_the_same_with_several_threads(rows: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(bias=bias)
+    size = config.hidden_size * (config.q_size + 2 * config.kv_size)
+    monkeypatch.setattr(decode, "LEAST_SHARED", size * 5 // 4)
+    weights = random_weights(config, config.max_positions, seed=3)
+    assert stretched(weights.w_qkv, 0)[0].size > size
+    logits = np.empty((2, rows, config.vocab_size), np.float32)
+    for number, threads in enumerate((1, 2)):
+        model = DirectModel(config, weights, rows)
+        with threadpoolctl.threadpool_limits(threads):
+            step = make_decode_step(config, weights, model.keys, model.values, rows)
+            for position in range(4):
+                step(np.arange(rows) + position, np.full(rows, position), logits[number])
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-5)
