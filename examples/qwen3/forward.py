@@ -80,31 +80,36 @@ def swiglu(gate_up: Array, out: Array) -> None:
 
 
 class Projection:
-    """The first half of a layer, up to the attention, over `x` (n, H): scratch that each layer uses again. `normed`: like `x`, written."""
+    """The first half of a layer, up to the attention, over `x` (n, H): scratch that each layer uses again. `normed`: like `x`, written.
 
-    def __init__(self, config: Config, x: Array, normed: Array) -> None:
-        rows, heads, kv_heads, dim = len(x), config.heads, config.kv_heads, config.head_dim
+    `queries`: whether they are wanted, or keys and values alone.
+    """
+
+    def __init__(self, config: Config, x: Array, normed: Array, queries: bool = True) -> None:
+        rows, kv_heads, dim = len(x), config.kv_heads, config.head_dim
+        heads = config.heads if queries else 0
+        self._heads, self._columns = slice(config.heads - heads, None), slice(config.q_size - heads * dim, None)
         self._bias = config.attention_bias
         self._multiply = product_of(rows)
         self._normed = normed
         self._normalize = Norm(x, config.rms_norm_eps * config.hidden_size, normed)
-        self._qkv = np.empty((rows, config.q_size + 2 * config.kv_size), np.float32)
-        split = config.q_size + config.kv_size
+        split = heads * dim + config.kv_size
+        self._qkv = np.empty((rows, split + config.kv_size), np.float32)
         self._qk = self._qkv[:, :split].reshape(rows, heads + kv_heads, dim)
         self._normalize_qk = Norm(self._qk, config.rms_norm_eps * dim, self._qk)
         self._rotated = self._qk.view(np.complex64)
-        self.queries = self._qk[:, :heads].reshape(rows, kv_heads, config.group, dim)
+        self.queries = self._qk[:, :heads].reshape(rows, kv_heads, heads // kv_heads, dim)
         self.keys = self._qk[:, heads:]
         self.values = self._qkv[:, split:].reshape(rows, kv_heads, dim)
 
     def project(self, heads: Heads, rotation: NDArray[np.complex64]) -> None:
         """Fill `queries`, `keys` (normed, rotated) and `values` from `x`; `rotation`: (n, 1, D / 2)."""
         self._normalize()
-        self._multiply(self._normed, heads.w_qkv, self._qkv)
+        self._multiply(self._normed, heads.w_qkv[:, self._columns], self._qkv)
         if self._bias:
-            self._qkv += heads.b_qkv
+            self._qkv += heads.b_qkv[self._columns]
         self._normalize_qk()
-        np.multiply(self._qk, heads.qk_norm, self._qk)
+        np.multiply(self._qk, heads.qk_norm[self._heads], self._qk)
         np.multiply(self._rotated, rotation, self._rotated)
 
 

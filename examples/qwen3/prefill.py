@@ -16,8 +16,8 @@ import numpy as np
 from examples.qwen3 import cores
 from examples.qwen3.attention import Scores, attend_decode, attend_prefill
 from examples.qwen3.config import Config
-from examples.qwen3.forward import Ids, Step
-from examples.qwen3.weights import Array, Weights
+from examples.qwen3.forward import Ids, Projection, Step
+from examples.qwen3.weights import Array, Layer, Weights
 
 LEAST_SHARE = 128  # rows; on fewer, BLAS alone uses the cores as well
 ATTENTION_WEIGHT = 2  # a multiplication of attention, in small products and with its softmax, against one with weights
@@ -58,31 +58,34 @@ class Pass:
         self._tokens = tokens
         self._logits = logits
         self._meeting = meeting
+        self._rotation = weights.rope.view(np.complex64)[: len(tokens), None]
 
     def take(self, start: int, end: int) -> None:
-        """Rows `start` to `end` through all layers; of the last, they only leave their keys and values, but for the last token."""
-        config, weights = self._config, self._weights
-        step = Step(config, weights.embed[self._tokens[start:end]])
+        """Rows `start` to `end` through all layers; of the last one, only keys and values are wanted, but for the last token."""
+        step = Step(self._config, self._weights.embed[self._tokens[start:end]])
         projection = step.projection
-        rotation = weights.rope.view(np.complex64)[start:end, None]
-        layers = weights.layers()
+        *others, last = zip(self._weights.layers(), self._keys, self._values, strict=True)
         with np.errstate(over="ignore", invalid="ignore"):
-            for layer, keys, values in zip(layers, self._keys, self._values, strict=True):
-                projection.project(layer.heads, rotation)
-                keys[:, start:end] = projection.keys.swapaxes(0, 1)
-                values[:, start:end] = projection.values.swapaxes(0, 1)
-                self._meeting.wait()
-                if layer is not layers[-1]:
-                    attend_prefill(projection.queries, keys[:, :end], values[:, :end], layer.heads.score_bound, step.attended)
-                    step.finish(layer)
+            for layer, keys, values in others:
+                self._remember(projection, layer, keys, values, start, end)
+                attend_prefill(projection.queries, keys[:, :end], values[:, :end], layer.heads.score_bound, step.attended)
+                step.finish(layer)
+            self._remember(Projection(self._config, step.x, np.empty_like(step.x), queries=False), *last, start, end)
             if end == len(self._tokens):
-                self._leave(step)
+                self._leave(step.x[-1:], *last)
 
-    def _leave(self, step: Step) -> None:
-        """The last row of `step` through the rest of the last layer, to the logits."""
-        config, weights = self._config, self._weights
-        layer, keys, values = weights.layers()[-1], self._keys[-1:], self._values[-1:]
-        tail, scratch = Step(config, step.x[-1:]), Scores.of((1, config.kv_heads, config.group), len(self._tokens))
-        attend_decode(step.projection.queries[-1:], keys, values, None, layer.heads.score_bound, scratch, tail.attended)
-        tail.finish(layer)
-        tail.leave(weights.head, self._logits[None])
+    def _remember(self, projection: Projection, layer: Layer, keys: Array, values: Array, start: int, end: int) -> None:
+        """The rows' keys and values enter the cache, and so do those of all others."""
+        projection.project(layer.heads, self._rotation[start:end])
+        keys[:, start:end] = projection.keys.swapaxes(0, 1)
+        values[:, start:end] = projection.values.swapaxes(0, 1)
+        self._meeting.wait()
+
+    def _leave(self, x: Array, layer: Layer, keys: Array, values: Array) -> None:
+        """The last token, `x` (1, H), through the last layer, to the logits."""
+        config, bound = self._config, layer.heads.score_bound
+        step, scratch = Step(config, x), Scores.of((1, config.kv_heads, config.group), len(self._tokens))
+        step.projection.project(layer.heads, self._rotation[-1:])
+        attend_decode(step.projection.queries, keys[None], values[None], None, bound, scratch, step.attended)
+        step.finish(layer)
+        step.leave(self._weights.head, self._logits[None])
