@@ -23,7 +23,7 @@ DecodeStep = Callable[[Ids, Ids, Array], None]
 
 # A product of a vector with a smaller matrix has one thread (OpenBLAS for x86-64, `interface/gemv.c`, and so it is measured).
 LEAST_SHARED = 460_800  # elements
-MOST_STRETCHED = 4 / 3  # times as many elements are read, where two threads read them: 8 % of a step at 1.17, nothing at 1.76
+MOST_STRETCHED = 4 / 3  # times as many elements are read, by two threads: a step takes 1 to 4 % less at 1.17
 
 
 def stretched(matrices: Array, layer: int) -> tuple[Array, int]:

@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "--blas-threads",
         metavar="N",
         default="1",
-        help="of each process with devices: one device is faster with as many as idle cores, far slower where they are busy (default: 1)",
+        help="of each process with devices, also for a long prefill: faster on as many idle cores, far slower on busy ones (default: 1)",
     )
     parser.add_argument("--save-logits", metavar="FILE.npz", type=Path, help="write arrays tokens (n,) and logits (n, vocab)")
     tracing.add_options(parser)

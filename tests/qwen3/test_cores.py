@@ -11,11 +11,15 @@ import pytest
 import threadpoolctl
 
 from examples.qwen3 import cores, decode, forward, prefill
+from examples.qwen3.config import Config
 from examples.qwen3.cores import Loan, run_together
 from examples.qwen3.decode import make_decode_step, stretched
 from examples.qwen3.direct import DirectModel
+from examples.qwen3.parallel import open_worker
 from examples.qwen3.prefill import shares
-from examples.qwen3.weights import random_weights
+from examples.qwen3.programs import make_programs
+from examples.qwen3.runner import Qwen3
+from examples.qwen3.weights import Part, random_weights
 from tests.qwen3.test_forward import config_of, ids, model_of
 
 COUNT = 150
@@ -81,6 +85,21 @@ def test_shares_cost_the_same(count: int, parts: int) -> None:
         for start, end in zip(starts, ends, strict=True)
     ]
     assert max(costs) - min(costs) < 0.03 * sum(costs)
+
+
+@pytest.mark.parametrize("backend", ["inline", "thread", "process"])
+async def test_a_long_prompt_and_a_step_on_a_worker(backend: str) -> None:
+    config, count = Config(40, 24, 40, 2, 4, 2, 8, 300), 2 * prefill.LEAST_SHARE + 5
+    weights = random_weights(config, config.max_positions, seed=3)
+    programs = make_programs(config, config.max_positions)
+    parts = [Part(field, None, array) for field, array in weights._asdict().items()]
+    direct = DirectModel(config, weights)
+    prompt = ids(count)
+    with threadpoolctl.threadpool_limits(1):
+        wanted = direct.prefill(prompt), direct.decode_step(np.array([7]), np.array([count]))
+    async with open_worker(programs.both, backend, 1, None, 2) as worker, Qwen3(worker, programs, parts) as model:
+        np.testing.assert_allclose(await model.prefill(prompt), wanted[0], atol=1e-5)
+        np.testing.assert_allclose(await model.decode([7], [count]), wanted[1], atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------ works together
