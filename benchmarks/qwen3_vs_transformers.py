@@ -10,8 +10,8 @@ the worker is faster. `transformers` lives in a throw-away environment:
 
 Torch has as many threads as there are cores. On one core the worker has one device on `thread`, with one thread of BLAS. On several, that
 device has as many threads of BLAS as there are cores, for a single sequence and for a prefill; sixteen sequences are shared out to devices
-as processes, one for each core. There, each side begins when the threads of the other have gone to sleep: they spin for a while after
-their work.
+as processes (on Linux): 2, 4, 8 or 16, as many as there are cores for. There, each side begins when the threads of the other have gone to
+sleep: they spin for a while after their work.
 
 Needed: 2.0 at batch 1, 1.5 at batch 16, 1.1 in prefill. The seed is fixed; one warm-up round is thrown away; the
 greedy tokens of both must be equal, or there is no result.
@@ -136,14 +136,14 @@ async def tokens_of(model: Qwen3, ids: Ids, tokens: int) -> list[list[int]]:
 
 
 async def further_pass(directory: Path, cores: int) -> None:
-    """What is measured, our side, once and briefly: for a trace."""
+    """What is measured on so many cores, our side, once and briefly: for a trace."""
     async with opened(directory, cores) as models:
         for batch, prompt, tokens in ((1, PROMPT, 1 + QUICK), (16, PROMPT, 1 + QUICK), (1, PREFILL, 1)):
             await ours(models[batch], batch, prompt, tokens)
 
 
 def devices_on(cores: int) -> int:
-    """Over how many devices 16 sequences are shared out; processes are on Linux only."""
+    """Over how many devices 16 sequences are shared out, as many to each."""
     return max(devices for devices in (1, 2, 4, 8, 16) if devices <= cores) if sys.platform == "linux" else 1
 
 
@@ -229,15 +229,17 @@ def main() -> None:
     options = parser.parse_args()
     harness.require_targets(parser, options)
     targets.require_python(parser, options.transformers_python)
-    if min(options.cores) < 1:
-        targets.refuse(parser, f"--cores {min(options.cores)} is too few; give 1 or more")
+    for name, least in (("cores", min(options.cores)), ("rounds", options.rounds)):
+        if least is not None and least < 1:
+            targets.refuse(parser, f"--{name} {least} is too few; give 1 or more")
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         answers: list[Answer] = []
-        for cores in options.cores:
+        for cores in dict.fromkeys(options.cores):
             with threadpoolctl.threadpool_limits(cores):
                 answers += measure(options, directory, cores)
-        harness.report(__doc__, options, answers, lambda: asyncio.run(further_pass(directory, 1)))
+        with threadpoolctl.threadpool_limits(options.cores[0]):
+            harness.report(__doc__, options, answers, lambda: asyncio.run(further_pass(directory, options.cores[0])))
 
 
 if __name__ == "__main__":

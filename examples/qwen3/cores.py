@@ -2,7 +2,7 @@
 
 BLAS shares out a large product by itself, as in decode. What stands between products has one thread, and that is 40 % of a long prefill on
 two cores: there, rows are shared out to threads, and BLAS has one for each of them meanwhile. Both at once would be worse than neither,
-since the threads of BLAS spin for a while after a product.
+since the threads of BLAS spin for a while after a product. Which of them it was shows in the last bits of a result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ except ModuleNotFoundError:
     threadpoolctl = None
 
 
-SPIN = 0.1  # seconds from the beginning of a dispatch whose products BLAS shares out until its threads sleep: 40 ms of work, 30 of spinning
+SPIN = 0.05  # seconds: OpenBLAS lets its threads sleep 2 ** 26 cycles after a product, 22 to 34 ms
 
 
 @cache
@@ -35,14 +35,18 @@ def _libraries() -> tuple[Any, ...]:
 
 @cache
 def _setters() -> tuple[Callable[[int], object], ...]:
-    """What sets the threads of each library, from any thread; nothing, if that of one is not known.
+    """What sets the threads of each library for all threads, from any of them; nothing, if that of one is not known.
 
     threadpoolctl itself (3.8) lets only the first thread that has asked set those of OpenBLAS, and ignores the others.
     """
     names = [f"{before}openblas_set_num_threads{after}" for before in ("", "scipy_") for after in ("", "64_", "_64")]
-    found = [next((setter for name in names if (setter := getattr(one.dynlib, name, None))), None) for one in _libraries()]
-    known = tuple(setter for setter in found if setter is not None)
-    return known if len(known) == len(found) else ()
+    known = []
+    for library in _libraries():
+        setter = next((setter for name in names if (setter := getattr(library.dynlib, name, None))), None)
+        if setter is None or getattr(library, "threading_layer", None) == "openmp":  # there, each thread has a number of its own
+            return ()
+        known.append(setter)
+    return tuple(known)
 
 
 class Loan:
@@ -52,27 +56,26 @@ class Loan:
         self._lock = threading.Lock()
         self._borrowers = 0
         self._before: list[int] = []  # threads of each library
-        self._spinning_until = -math.inf
+        self._used = -math.inf  # when BLAS had shared out products for the last time
 
     def number(self) -> int:
-        """Threads of BLAS, also of those that are lent."""
-        with self._lock:
-            return max(self._before if self._borrowers else [library.num_threads for library in _libraries()], default=1)
+        """Threads that BLAS has now: 1 while they are lent."""
+        return max([library.num_threads for library in _libraries()], default=1)
 
-    def use(self) -> int:
-        """As `number`; several of them spin afterwards."""
-        number = self.number()
-        if number > 1:
-            self._spinning_until = time.monotonic() + SPIN
-        return number
+    def mark(self) -> None:
+        """BLAS has shared out products until now."""
+        self._used = time.monotonic()
 
     def available(self) -> int:
-        """How many could be borrowed now."""
-        return self.number() if _setters() and time.monotonic() >= self._spinning_until else 1
+        """Threads that could be borrowed now."""
+        return self.number() if _setters() and time.monotonic() >= self._used + SPIN else 1
 
     @contextlib.contextmanager
     def borrow(self) -> Iterator[None]:
-        """BLAS has one thread until the last who has borrowed gives them back."""
+        """BLAS has one thread until the last who has borrowed gives them back. Not for the main thread, which signals interrupt.
+
+        A number that others have set meanwhile stays.
+        """
         with self._lock:
             if not self._borrowers:
                 self._before = [library.num_threads for library in _libraries()]
@@ -85,33 +88,47 @@ class Loan:
             with self._lock:
                 self._borrowers -= 1
                 if not self._borrowers:
-                    for setter, number in zip(_setters(), self._before, strict=False):
-                        setter(number)
+                    for library, setter, number in zip(_libraries(), _setters(), self._before, strict=True):
+                        if library.num_threads == 1:
+                            setter(number)
 
 
 _loan = Loan()
 
 
 def blas_threads() -> int:
-    """Threads that share out the products of a pass that begins now; 1 where nothing can tell (without the package `threadpoolctl`)."""
-    return _loan.use()
+    """Threads that BLAS has for the products of a pass that begins now; 1 where nothing can tell (without the package `threadpoolctl`)."""
+    return _loan.number()
+
+
+def mark_shared_out() -> None:
+    """Whoever lets several threads of BLAS share out products says so afterwards, since they spin then."""
+    _loan.mark()
 
 
 def threads_to_borrow() -> int:
-    """How many works `run_together` can give a core now; 1 while the threads of BLAS spin, and where it keeps them (if not OpenBLAS)."""
+    """How many works `run_together` can give a core now; 1 while the threads of BLAS spin or are lent, and where they cannot be lent
+    (another library than OpenBLAS, or one with OpenMP)."""
     return _loan.available()
 
 
 def run_together(works: Sequence[Callable[[], None]], meeting: threading.Barrier) -> None:
-    """Run each in a thread of its own, the first in this one, and BLAS in each of them.
+    """Run all at once, each in a thread of its own, and BLAS in each of them. One alone runs in this thread, as BLAS is.
 
     They may wait for each other at `meeting`, made for their number. Raises what the first that failed has raised, when all have ended.
     """
-    first, *others = works
-    if not others:
-        first()
+    if len(works) == 1:
+        works[0]()
         return
+    with ThreadPoolExecutor(1) as conductor:  # no signal interrupts it
+        try:
+            conductor.submit(_conduct, works, meeting).result()
+        except BaseException:
+            meeting.abort()
+            raise
 
+
+def _conduct(works: Sequence[Callable[[], None]], meeting: threading.Barrier) -> None:
     def guarded(work: Callable[[], None]) -> None:
         try:
             work()
@@ -119,8 +136,13 @@ def run_together(works: Sequence[Callable[[], None]], meeting: threading.Barrier
             meeting.abort()  # nobody waits for who does not come
             raise
 
+    first, *others = works
     with _loan.borrow(), ThreadPoolExecutor(len(others)) as pool:
-        begun = [pool.submit(guarded, work) for work in others]
+        try:
+            begun = [pool.submit(guarded, work) for work in others]
+        except BaseException:  # there are no more threads
+            meeting.abort()
+            raise
         failed: list[BaseException] = []
         ends: list[Callable[[], None]] = [partial(guarded, first), *(one.result for one in begun)]
         for end in ends:

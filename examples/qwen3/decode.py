@@ -59,8 +59,8 @@ def make_decode_step(config: Config, weights: Weights, all_keys: Array, all_valu
     def scratch(*shape: int) -> Array:
         return np.empty((*lead, *shape), np.float32)
 
-    shared_out = single and cores.blas_threads() > 1
-    into_qkv = [stretched(weights.w_qkv, number) if shared_out else (layer.heads.w_qkv, 0) for number, layer in enumerate(layers)]
+    several = cores.blas_threads() > 1
+    into_qkv = [stretched(weights.w_qkv, number) if single and several else (layer.heads.w_qkv, 0) for number, layer in enumerate(layers)]
     margin = max(len(matrix) for matrix, _ in into_qkv) - hidden
     wide = np.zeros((*lead, margin + hidden + margin), np.float32)  # `normed` in the middle, and 0 for the rows of neighbours
     entered = [(wide[..., margin - own : margin - own + len(matrix)], matrix) for matrix, own in into_qkv]
@@ -141,5 +141,7 @@ def make_decode_step(config: Config, weights: Weights, all_keys: Array, all_valu
             else:
                 normalize()
                 product(normed, weights.head, logits)
+        if several:
+            cores.mark_shared_out()
 
     return step

@@ -33,8 +33,10 @@ def prefill(config: Config, weights: Weights, keys: Array, values: Array, tokens
     parts = max(1, min(cores.threads_to_borrow(), count // LEAST_SHARE))
     ends = shares(config, count, parts)
     meeting = threading.Barrier(parts)
-    run = Pass(config, weights, keys[:, slot, :, :count], values[:, slot, :, :count], tokens, logits, meeting)
+    run = Pass(config, weights, keys[:, slot, :, :count], values[:, slot, :, :count], weights.embed[tokens], logits, meeting)
     cores.run_together([partial(run.take, start, end) for start, end in pairwise([0, *ends])], meeting)
+    if parts == 1 and cores.blas_threads() > 1:
+        cores.mark_shared_out()
 
 
 def shares(config: Config, count: int, parts: int) -> list[int]:
@@ -47,22 +49,23 @@ def shares(config: Config, count: int, parts: int) -> list[int]:
 
 
 class Pass:
-    """A prompt on its way through the layers. `keys`, `values`: (layers, kv_heads, n, head_dim), those of the prompt alone."""
+    """A prompt on its way through the layers. `keys`, `values`: (layers, kv_heads, n, head_dim), those of the prompt alone; `x`: (n, H),
+    changed."""
 
     def __init__(
-        self, config: Config, weights: Weights, keys: Array, values: Array, tokens: Ids, logits: Array, meeting: threading.Barrier
+        self, config: Config, weights: Weights, keys: Array, values: Array, x: Array, logits: Array, meeting: threading.Barrier
     ) -> None:
         self._config = config
         self._weights = weights
         self._keys, self._values = keys, values
-        self._tokens = tokens
+        self._x = x
         self._logits = logits
         self._meeting = meeting
-        self._rotation = weights.rope.view(np.complex64)[: len(tokens), None]
+        self._rotation = weights.rope.view(np.complex64)[: len(x), None]
 
     def take(self, start: int, end: int) -> None:
         """Rows `start` to `end` through all layers; of the last one, only keys and values are wanted, but for the last token."""
-        step = Step(self._config, self._weights.embed[self._tokens[start:end]])
+        step = Step(self._config, self._x[start:end])
         projection = step.projection
         *others, last = zip(self._weights.layers(), self._keys, self._values, strict=True)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -71,7 +74,7 @@ class Pass:
                 attend_prefill(projection.queries, keys[:, :end], values[:, :end], layer.heads.score_bound, step.attended)
                 step.finish(layer)
             self._remember(Projection(self._config, step.x, np.empty_like(step.x), queries=False), *last, start, end)
-            if end == len(self._tokens):
+            if end == len(self._x):
                 self._leave(step.x[-1:], *last)
 
     def _remember(self, projection: Projection, layer: Layer, keys: Array, values: Array, start: int, end: int) -> None:
@@ -84,7 +87,7 @@ class Pass:
     def _leave(self, x: Array, layer: Layer, keys: Array, values: Array) -> None:
         """The last token, `x` (1, H), through the last layer, to the logits."""
         config, bound = self._config, layer.heads.score_bound
-        step, scratch = Step(config, x), Scores.of((1, config.kv_heads, config.group), len(self._tokens))
+        step, scratch = Step(config, x), Scores.of((1, config.kv_heads, config.group), len(self._x))
         step.projection.project(layer.heads, self._rotation[-1:])
         attend_decode(step.projection.queries, keys[None], values[None], None, bound, scratch, step.attended)
         step.finish(layer)

@@ -68,19 +68,38 @@ def test_it_prints_its_ratios_and_writes_all_files(
     other_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, plot, trace = tmp_path / "answers.json", tmp_path / "rounds.png", tmp_path / "trace.json"
-    run(monkeypatch, other_python, "--json", str(file), "--plot", str(plot), "--trace", str(trace))
+    run(monkeypatch, other_python, "--cores", "2", "1", "2", "--json", str(file), "--plot", str(plot), "--trace", str(trace))
     out = capsys.readouterr().out
     answers = harness.read_answers(file)
-    assert [(answer.must, answer.aim) for answer in answers] == list(NEEDED.values())
-    for answer, name in zip(answers, NEEDED, strict=True):
+    assert [(answer.must, answer.aim) for answer in answers] == [*NEEDED.values()] * 2
+    names = [f"{name}, on {cores}" for cores in ("2 cores", "1 core") for name in NEEDED]
+    for answer, name in zip(answers, names, strict=True):
         assert f"Qwen3 20M, {name}: times as fast as transformers: {harness.number(answer.reached, '×')}" in out
         assert len(answer.ratios) == 1
         assert answer.reached == pytest.approx(answer.notes["transformers, µs"] / answer.notes["ours, µs"])
         assert answer.more
     # The stand-in says 1 s for each token and 0.5 s around: a step of decode is 1 s, a prefill with one token 1.5 s.
-    assert [answer.notes["transformers, µs"] for answer in answers] == [1e6, 1e6, 1.5e6]
+    assert [answer.notes["transformers, µs"] for answer in answers] == [1e6, 1e6, 1.5e6] * 2
+    assert ["2 devices, BLAS threads of each: 1" in answer.how for answer in answers] == [False, True, False, False, False, False]
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert json.loads(trace.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("cores", "devices"), [(1, 1), (2, 2), (3, 2), (15, 8), (64, 16)])
+def test_sixteen_sequences_are_shared_out_to_as_many_devices_as_there_are_cores_for(cores: int, devices: int) -> None:
+    assert qwen3_vs_transformers.devices_on(cores) == devices
+
+
+def test_elsewhere_there_are_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert qwen3_vs_transformers.devices_on(8) == 1
+
+
+@pytest.mark.parametrize(("given", "told"), [(["--cores", "1", "0"], "--cores 0"), (["--rounds", "-1"], "--rounds -1")])
+def test_too_few_are_told(given: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, Path(sys.executable), *given)
+    assert capsys.readouterr().err.endswith(f"error: {told} is too few; give 1 or more\n")
 
 
 def test_other_tokens_are_no_result(other_python: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,18 +21,40 @@ from examples.qwen3.parallel import open_worker
 from examples.qwen3.prefill import shares
 from examples.qwen3.programs import make_programs
 from examples.qwen3.runner import Qwen3
-from examples.qwen3.weights import Part, random_weights
+from examples.qwen3.weights import Part, Weights, random_weights
 from tests.qwen3.test_forward import config_of, ids, model_of
 
 COUNT = 150
+
+
+def trained(config: Config) -> Weights:
+    """Random weights with biases and norms that are none of 0 and 1."""
+    weights = random_weights(config, config.max_positions, seed=3)
+    rng = np.random.default_rng(4)
+    weights.qk_norm[:] = rng.uniform(0.5, 1.5, weights.qk_norm.shape)
+    if config.attention_bias:
+        weights.b_qkv[:], weights.b_o[:] = rng.standard_normal(weights.b_qkv.shape), rng.standard_normal(weights.b_o.shape)
+    return weights
 
 
 @pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:
     """Of BLAS, which nobody has used."""
     with threadpoolctl.threadpool_limits(2):
-        cores._loan._spinning_until = 0
+        cores._loan._used = -math.inf
         yield
+
+
+def numbers_of_works(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of each call of `run_together` from now on."""
+    numbers: list[int] = []
+
+    def run(works: Sequence[Callable[[], None]], meeting: threading.Barrier) -> None:
+        numbers.append(len(works))
+        run_together(works, meeting)
+
+    monkeypatch.setattr(cores, "run_together", run)
+    return numbers
 
 
 def threads_of_blas() -> int:
@@ -44,16 +68,11 @@ def threads_of_blas() -> int:
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_prompt_in_shares_is_the_prompt(threads: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(bias=bias)
-    whole, shared = model_of(config, 2), model_of(config, 2)
-    wanted = whole.prefill(ids(COUNT), 1)
+    whole, shared = DirectModel(config, trained(config), 2), DirectModel(config, trained(config), 2)
+    with threadpoolctl.threadpool_limits(1):
+        wanted = whole.prefill(ids(COUNT), 1)
     monkeypatch.setattr(prefill, "LEAST_SHARE", COUNT // threads)
-    begun: list[int] = []
-
-    def run(works: list[object], meeting: threading.Barrier) -> None:
-        begun.append(len(works))
-        run_together(works, meeting)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(cores, "run_together", run)
+    begun = numbers_of_works(monkeypatch)
     with threadpoolctl.threadpool_limits(threads):
         got = shared.prefill(ids(COUNT), 1)
     assert begun == [threads]
@@ -65,8 +84,7 @@ def test_a_prompt_in_shares_is_the_prompt(threads: int, bias: bool, monkeypatch:
 
 @pytest.mark.parametrize(("count", "parts"), [(1, 1), (2 * prefill.LEAST_SHARE - 1, 1), (2 * prefill.LEAST_SHARE, 2)])
 def test_a_short_prompt_is_not_shared_out(count: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[int] = []
-    monkeypatch.setattr(cores, "run_together", lambda works, meeting: begun.append(len(works)))
+    begun = numbers_of_works(monkeypatch)
     model_of(config_of()).prefill(ids(count))
     assert begun == [parts]
 
@@ -88,18 +106,20 @@ def test_shares_cost_the_same(count: int, parts: int) -> None:
 
 
 @pytest.mark.parametrize("backend", ["inline", "thread", "process"])
-async def test_a_long_prompt_and_a_step_on_a_worker(backend: str) -> None:
+async def test_a_long_prompt_and_a_step_on_a_worker(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config, count = Config(40, 24, 40, 2, 4, 2, 8, 300), 2 * prefill.LEAST_SHARE + 5
-    weights = random_weights(config, config.max_positions, seed=3)
+    weights = trained(config)
     programs = make_programs(config, config.max_positions)
     parts = [Part(field, None, array) for field, array in weights._asdict().items()]
     direct = DirectModel(config, weights)
     prompt = ids(count)
     with threadpoolctl.threadpool_limits(1):
         wanted = direct.prefill(prompt), direct.decode_step(np.array([7]), np.array([count]))
+    begun = numbers_of_works(monkeypatch)
     async with open_worker(programs.both, backend, 1, None, 2) as worker, Qwen3(worker, programs, parts) as model:
         np.testing.assert_allclose(await model.prefill(prompt), wanted[0], atol=1e-5)
         np.testing.assert_allclose(await model.decode([7], [count]), wanted[1], atol=1e-5)
+    assert begun == ([] if backend == "process" else [2])  # a process has a `cores` of its own
 
 
 # ------------------------------------------------------------------------------------------------ works together
@@ -123,16 +143,47 @@ def test_what_fails_is_raised_and_nobody_waits_for_it(failing: int) -> None:
     assert threads_of_blas() == 2
 
 
-def test_an_interruption_ends_all() -> None:
-    """Ctrl-C reaches the first work, where that is in the main thread."""
+def test_threads_that_cannot_be_started_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was started already does not wait for them."""
+    start, started = threading.Thread.start, []
+
+    def refuse(thread: threading.Thread) -> None:
+        started.append(thread)
+        if len(started) == 3:  # who conducts, one that works, and this one
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    meeting = threading.Barrier(3)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        run_together([lambda: [meeting.wait()].clear()] * 3, meeting)
+    assert not any(thread.is_alive() for thread in started)
+    assert threads_of_blas() == 2
+
+
+@pytest.mark.parametrize("working", [0, 1])
+def test_an_interruption_ends_all(working: int) -> None:
+    """Ctrl-C reaches the main thread, which only waits."""
     meeting = threading.Barrier(2)
 
-    def interrupted() -> None:
-        raise KeyboardInterrupt
+    def work(number: int) -> None:
+        if number == working:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        while True:
+            meeting.wait()
 
+    before = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
-        run_together([interrupted, lambda: [meeting.wait()].clear()], meeting)
-    assert meeting.broken
+        run_together([lambda: work(0), lambda: work(1)], meeting)
+    assert set(threading.enumerate()) == before
+    assert threads_of_blas() == 2
+
+
+def test_ids_outside_the_vocabulary_leave_the_cache_alone() -> None:
+    model = model_of(config_of())
+    with pytest.raises(IndexError):
+        model.prefill(np.array([*ids(COUNT), 40]))
+    assert not model.keys.any()
 
 
 def test_each_has_a_thread_and_blas_has_one() -> None:
@@ -159,7 +210,7 @@ def test_one_work_alone_runs_as_blas_is() -> None:
 
 
 def test_the_last_who_borrowed_gives_back() -> None:
-    """Of two devices in one process; each borrows in its own thread, and neither is the one that threadpoolctl lets set them."""
+    """Of two devices in one process that begin at once; neither thread is the one that threadpoolctl lets set them."""
     loan, order = Loan(), []
     first_has, second_has = threading.Event(), threading.Event()
 
@@ -167,36 +218,61 @@ def test_the_last_who_borrowed_gives_back() -> None:
         with loan.borrow():
             first_has.set()
             second_has.wait()
-        order.append(("first is over", threads_of_blas(), loan.number()))
+        order.append(("first is over", threads_of_blas(), loan.number(), loan.available()))
 
     def second() -> None:
         first_has.wait()
         with loan.borrow():
             second_has.set()
             one.join()
-            order.append(("second goes on", threads_of_blas(), loan.number()))
+            order.append(("second goes on", threads_of_blas(), loan.number(), loan.available()))
 
     one, other = threading.Thread(target=first), threading.Thread(target=second)
     one.start()
     other.start()
     other.join()
-    assert order == [("first is over", 1, 2), ("second goes on", 1, 2)]
-    assert threads_of_blas() == 2
+    assert order == [("first is over", 1, 1, 1), ("second goes on", 1, 1, 1)]
+    assert threads_of_blas() == loan.available() == 2
 
 
-def test_nothing_is_borrowed_while_the_threads_of_blas_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_that_was_set_meanwhile_stays() -> None:
+    loan = Loan()
+    with loan.borrow():
+        cores._setters()[0](3)
+    assert threads_of_blas() == 3
+
+
+@pytest.mark.parametrize("spin", ["decode", "batch", "prompt"])
+def test_nothing_is_borrowed_while_the_threads_of_blas_spin(spin: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("examples.qwen3.cores.time.monotonic", lambda: now[0])
     assert cores.threads_to_borrow() == 2
-    model_of(config_of()).decode_step(np.array([1]), np.array([0]))
+    model = model_of(config_of(), 17)
+    if spin == "prompt":
+        model.prefill(ids(20))
+    else:
+        rows = 17 if spin == "batch" else 1
+        step = make_decode_step(model.config, model.weights, model.keys, model.values, rows)
+        now[0] += 1  # a long dispatch
+        step(np.ones(rows, np.int64), np.zeros(rows, np.int64), np.empty((rows, 40), np.float32))
+    assert cores.threads_to_borrow() == 1
+    now[0] += 0.034  # 2 ** 26 cycles of 2 GHz
     assert cores.threads_to_borrow() == 1
     now[0] += cores.SPIN
     assert cores.threads_to_borrow() == 2
 
 
 def test_one_thread_does_not_spin() -> None:
+    model = model_of(config_of())
     with threadpoolctl.threadpool_limits(1):
-        assert cores.blas_threads() == 1
+        model.prefill(ids(COUNT))
+        model.decode_step(np.array([1]), np.array([COUNT]))
+    assert cores.threads_to_borrow() == 2
+
+
+def test_a_pass_shared_out_to_threads_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill, "LEAST_SHARE", COUNT // 2)
+    model_of(config_of()).prefill(ids(COUNT))
     assert cores.threads_to_borrow() == 2
 
 
@@ -206,9 +282,12 @@ def test_a_blas_that_keeps_its_threads_is_left_alone(monkeypatch: pytest.MonkeyP
     assert cores.blas_threads() == 2
 
 
-def test_so_is_one_beside_a_blas_that_keeps_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    keeping = SimpleNamespace(dynlib=object(), num_threads=4)
+@pytest.mark.parametrize("layer", ["pthreads", "openmp"])
+def test_so_is_one_beside_a_blas_that_keeps_its_threads(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose threads nothing here can set, and one whose number belongs to each thread."""
     known = cores._libraries()
+    dynlib = object() if layer == "pthreads" else known[0].dynlib
+    keeping = SimpleNamespace(dynlib=dynlib, num_threads=4, threading_layer=layer)
     monkeypatch.setattr(cores, "_libraries", lambda: (*known, keeping))
     monkeypatch.setattr(cores, "_setters", cores._setters.__wrapped__)
     assert cores.threads_to_borrow() == 1
@@ -258,7 +337,7 @@ def test_a_step_is_the_same_with_several_threads(rows: int, bias: bool, monkeypa
     config = config_of(bias=bias)
     size = config.hidden_size * (config.q_size + 2 * config.kv_size)
     monkeypatch.setattr(decode, "LEAST_SHARED", size * 5 // 4)
-    weights = random_weights(config, config.max_positions, seed=3)
+    weights = trained(config)
     assert stretched(weights.w_qkv, 0)[0].size > size
     logits = np.empty((2, rows, config.vocab_size), np.float32)
     for number, threads in enumerate((1, 2)):
