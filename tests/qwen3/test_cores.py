@@ -21,20 +21,10 @@ from examples.qwen3.parallel import open_worker
 from examples.qwen3.prefill import shares
 from examples.qwen3.programs import make_programs
 from examples.qwen3.runner import Qwen3
-from examples.qwen3.weights import Part, Weights, random_weights
-from tests.qwen3.test_forward import config_of, ids, model_of
+from examples.qwen3.weights import Part
+from tests.qwen3.test_forward import config_of, ids, model_of, trained
 
 COUNT = 150
-
-
-def trained(config: Config) -> Weights:
-    """Random weights with biases and norms that are none of 0 and 1."""
-    weights = random_weights(config, config.max_positions, seed=3)
-    rng = np.random.default_rng(4)
-    weights.qk_norm[:] = rng.uniform(0.5, 1.5, weights.qk_norm.shape)
-    if config.attention_bias:
-        weights.b_qkv[:], weights.b_o[:] = rng.standard_normal(weights.b_qkv.shape), rng.standard_normal(weights.b_o.shape)
-    return weights
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +58,7 @@ def threads_of_blas() -> int:
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_prompt_in_shares_is_the_prompt(threads: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(bias=bias)
-    whole, shared = DirectModel(config, trained(config), 2), DirectModel(config, trained(config), 2)
+    whole, shared = model_of(config, 2), model_of(config, 2)
     with threadpoolctl.threadpool_limits(1):
         wanted = whole.prefill(ids(COUNT), 1)
     monkeypatch.setattr(prefill, "LEAST_SHARE", COUNT // threads)

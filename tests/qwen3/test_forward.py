@@ -11,15 +11,26 @@ from examples.qwen3.config import Config
 from examples.qwen3.decode import make_decode_step
 from examples.qwen3.direct import DirectModel
 from examples.qwen3.forward import WIDTH, multiply_by_tiles, swiglu
-from examples.qwen3.weights import Array, interleave, layer_parts, random_weights, rope_table, transposed
+from examples.qwen3.weights import Array, Weights, interleave, layer_parts, random_weights, rope_table, transposed
 
 
 def config_of(heads: int = 4, kv_heads: int = 2, bias: bool = False) -> Config:
     return Config(40, 24, 40, 2, heads, kv_heads, 8, 256, attention_bias=bias)
 
 
+def trained(config: Config) -> Weights:
+    """Random weights with biases and norms that are none of 0 and 1."""
+    weights = random_weights(config, config.max_positions, seed=3)
+    rng = np.random.default_rng(4)
+    weights.qk_norm[:] = rng.uniform(0.5, 1.5, weights.qk_norm.shape)
+    weights.score_bound[:] = 1.5 * 1.5
+    if config.attention_bias:
+        weights.b_qkv[:], weights.b_o[:] = rng.standard_normal(weights.b_qkv.shape), rng.standard_normal(weights.b_o.shape)
+    return weights
+
+
 def model_of(config: Config, batch: int = 1) -> DirectModel:
-    return DirectModel(config, random_weights(config, config.max_positions, seed=3), batch)
+    return DirectModel(config, trained(config), batch)
 
 
 def ids(count: int, seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -187,8 +198,6 @@ def test_a_prompt_at_once_equals_its_tokens_one_by_one(count: int, way: str, mon
     config = config_of(bias=way == "bias")
     prompt, at_once, stepped = ids(count), model_of(config), model_of(config)
     for weights in (at_once.weights, stepped.weights):
-        if way == "bias":
-            weights.b_qkv[:], weights.b_o[:] = 0.3, -0.2
         if way.startswith("scores"):
             layers = slice(1 if "a layer" in way else 0, None)
             weights.qk_norm[layers] *= 20
@@ -201,6 +210,7 @@ def test_a_prompt_at_once_equals_its_tokens_one_by_one(count: int, way: str, mon
     assert np.isfinite(logits).all()
     np.testing.assert_allclose(at_once.prefill(prompt), logits, atol=1e-3 if way.startswith("scores") else 1e-4, equal_nan=False)
     np.testing.assert_allclose(at_once.keys, stepped.keys, atol=1e-3 if way.startswith("scores") else 1e-4)
+    np.testing.assert_allclose(at_once.values, stepped.values, atol=1e-3 if way.startswith("scores") else 1e-4)
 
 
 def test_a_slot_is_replaced_by_the_next_prompt() -> None:
