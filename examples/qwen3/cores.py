@@ -112,28 +112,59 @@ def threads_to_borrow() -> int:
     return _loan.available()
 
 
-def run_together(works: Sequence[Callable[[], None]], meeting: threading.Barrier) -> None:
+class Stopped(Exception):
+    """Another work of the relay has failed, or it was interrupted."""
+
+
+class Relay:
+    """Works that go the same way, one behind the other: at each place, a work waits until all in front of it have come as far.
+
+    Nobody waits for those behind, so a wait is rare where those in front are no slower; a barrier would wake someone at each place.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._changed = threading.Condition()
+        self._places = [0] * count
+        self._stopped = False
+
+    def come(self, number: int) -> None:
+        """Work `number` (0 is in front of all) has come to its next place. Raises `Stopped` where the others do not come any more."""
+        with self._changed:
+            self._places[number] += 1
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._stopped or min(self._places[: number + 1]) == self._places[number])
+            if self._stopped:
+                raise Stopped
+
+    def stop(self) -> None:
+        """Nobody waits any more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
+def run_together(works: Sequence[Callable[[], None]], relay: Relay) -> None:
     """Run all at once, each in a thread of its own, and BLAS in each of them. One alone runs in this thread, as BLAS is.
 
-    They may wait for each other at `meeting`, made for their number. Raises what the first that failed has raised, when all have ended.
+    They may wait for each other in `relay`. Raises what the first that failed has raised, when all have ended.
     """
     if len(works) == 1:
         works[0]()
         return
     with ThreadPoolExecutor(1) as conductor:  # no signal interrupts it
         try:
-            conductor.submit(_conduct, works, meeting).result()
+            conductor.submit(_conduct, works, relay).result()
         except BaseException:
-            meeting.abort()
+            relay.stop()
             raise
 
 
-def _conduct(works: Sequence[Callable[[], None]], meeting: threading.Barrier) -> None:
+def _conduct(works: Sequence[Callable[[], None]], relay: Relay) -> None:
     def guarded(work: Callable[[], None]) -> None:
         try:
             work()
         except BaseException:
-            meeting.abort()  # nobody waits for who does not come
+            relay.stop()  # nobody waits for who does not come
             raise
 
     first, *others = works
@@ -141,7 +172,7 @@ def _conduct(works: Sequence[Callable[[], None]], meeting: threading.Barrier) ->
         try:
             begun = [pool.submit(guarded, work) for work in others]
         except BaseException:  # there are no more threads
-            meeting.abort()
+            relay.stop()
             raise
         failed: list[BaseException] = []
         ends: list[Callable[[], None]] = [partial(guarded, first), *(one.result for one in begun)]
@@ -151,4 +182,4 @@ def _conduct(works: Sequence[Callable[[], None]], meeting: threading.Barrier) ->
             except BaseException as error:
                 failed.append(error)
     if failed:
-        raise next((error for error in failed if not isinstance(error, threading.BrokenBarrierError)), failed[0])
+        raise next((error for error in failed if not isinstance(error, Stopped)), failed[0])

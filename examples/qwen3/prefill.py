@@ -1,13 +1,13 @@
 """Prefill of Qwen3 in numpy: a whole prompt of one sequence, from position 0.
 
 Where BLAS has several threads, the rows of a long prompt are shared out to threads of Python (`cores.py`): each takes a run of rows through
-all layers. In a layer they meet once, when all keys and values are in the cache.
+all layers. In each, a run waits for the keys and values of those in front of it.
 """
 
 from __future__ import annotations
 
 import math
-import threading
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
@@ -32,9 +32,10 @@ def prefill(config: Config, weights: Weights, keys: Array, values: Array, tokens
     count = len(tokens)
     parts = max(1, min(cores.threads_to_borrow(), count // LEAST_SHARE))
     ends = shares(config, count, parts)
-    meeting = threading.Barrier(parts)
-    run = Pass(config, weights, keys[:, slot, :, :count], values[:, slot, :, :count], weights.embed[tokens], logits, meeting)
-    cores.run_together([partial(run.take, start, end) for start, end in pairwise([0, *ends])], meeting)
+    relay = cores.Relay(parts)
+    run = Pass(config, weights, keys[:, slot, :, :count], values[:, slot, :, :count], weights.embed[tokens], logits)
+    shared = [partial(run.take, start, end, partial(relay.come, number)) for number, (start, end) in enumerate(pairwise([0, *ends]))]
+    cores.run_together(shared, relay)
     if parts == 1 and cores.blas_threads() > 1:
         cores.mark_shared_out()
 
@@ -52,37 +53,38 @@ class Pass:
     """A prompt on its way through the layers. `keys`, `values`: (layers, kv_heads, n, head_dim), those of the prompt alone; `x`: (n, H),
     changed."""
 
-    def __init__(
-        self, config: Config, weights: Weights, keys: Array, values: Array, x: Array, logits: Array, meeting: threading.Barrier
-    ) -> None:
+    def __init__(self, config: Config, weights: Weights, keys: Array, values: Array, x: Array, logits: Array) -> None:
         self._config = config
         self._weights = weights
         self._keys, self._values = keys, values
         self._x = x
         self._logits = logits
-        self._meeting = meeting
         self._rotation = weights.rope.view(np.complex64)[: len(x), None]
 
-    def take(self, start: int, end: int) -> None:
-        """Rows `start` to `end` through all layers; of the last one, only keys and values are wanted, but for the last token."""
+    def take(self, start: int, end: int, wait: Callable[[], None]) -> None:
+        """Rows `start` to `end` through all layers; of the last one, only keys and values are wanted, but for the last token.
+
+        `wait`: is called when those of the rows are in the cache, and returns when those of all rows before them are.
+        """
         step = Step(self._config, self._x[start:end])
         projection = step.projection
         *others, last = zip(self._weights.layers(), self._keys, self._values, strict=True)
         with np.errstate(over="ignore", invalid="ignore"):
             for layer, keys, values in others:
                 self._remember(projection, layer, keys, values, start, end)
+                wait()
                 attend_prefill(projection.queries, keys[:, :end], values[:, :end], layer.heads.score_bound, step.attended)
                 step.finish(layer)
             self._remember(Projection(self._config, step.x, np.empty_like(step.x), queries=False), *last, start, end)
+            wait()
             if end == len(self._x):
                 self._leave(step.x[-1:], *last)
 
     def _remember(self, projection: Projection, layer: Layer, keys: Array, values: Array, start: int, end: int) -> None:
-        """The rows' keys and values enter the cache, and so do those of all others."""
+        """The keys and values of rows `start` to `end` enter the cache."""
         projection.project(layer.heads, self._rotation[start:end])
         keys[:, start:end] = projection.keys.swapaxes(0, 1)
         values[:, start:end] = projection.values.swapaxes(0, 1)
-        self._meeting.wait()
 
     def _leave(self, x: Array, layer: Layer, keys: Array, values: Array) -> None:
         """The last token, `x` (1, H), through the last layer, to the logits."""

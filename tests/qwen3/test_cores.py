@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ import threadpoolctl
 
 from examples.qwen3 import cores, decode, forward, prefill
 from examples.qwen3.config import Config
-from examples.qwen3.cores import Loan, run_together
+from examples.qwen3.cores import Loan, Relay, Stopped, run_together
 from examples.qwen3.decode import make_decode_step, stretched
 from examples.qwen3.direct import DirectModel
 from examples.qwen3.parallel import open_worker
@@ -39,9 +40,9 @@ def numbers_of_works(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of each call of `run_together` from now on."""
     numbers: list[int] = []
 
-    def run(works: Sequence[Callable[[], None]], meeting: threading.Barrier) -> None:
+    def run(works: Sequence[Callable[[], None]], relay: Relay) -> None:
         numbers.append(len(works))
-        run_together(works, meeting)
+        run_together(works, relay)
 
     monkeypatch.setattr(cores, "run_together", run)
     return numbers
@@ -117,20 +118,33 @@ async def test_a_long_prompt_and_a_step_on_a_worker(backend: str, monkeypatch: p
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_what_fails_is_raised_and_nobody_waits_for_it(failing: int) -> None:
-    meeting, ended = threading.Barrier(3), []
+    relay = Relay(3)
+    ended: list[int] = []
 
     def work(number: int) -> None:
         try:
             if number == failing:
                 raise KeyError(number)
-            meeting.wait()
-        finally:
+            while True:
+                relay.come(number)
+        except Stopped:
             ended.append(number)
+            raise
 
     with pytest.raises(KeyError, match=str(failing)):
-        run_together([lambda number=number: work(number) for number in range(3)], meeting)  # type: ignore[misc]
-    assert sorted(ended) == [0, 1, 2]
+        run_together([partial(work, number) for number in range(3)], relay)
+    assert sorted(ended) == [number for number in range(3) if number != failing]
     assert threads_of_blas() == 2
+
+
+@pytest.mark.parametrize(("places", "number", "waits"), [((1, 0), 2, True), ((0, 1), 2, True), ((1, 2), 2, False), ((0, 0), 0, False)])
+def test_who_is_behind_waits_for_all_in_front(places: tuple[int, int], number: int, waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those in front have come to `places`, and `number` comes to its first."""
+    relay, waited = Relay(3), []
+    relay._places[:2] = places
+    monkeypatch.setattr(relay._changed, "wait_for", lambda ready: waited.append(not ready()))
+    relay.come(number)
+    assert waited == [waits]
 
 
 def test_threads_that_cannot_be_started_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,9 +158,9 @@ def test_threads_that_cannot_be_started_are_an_error(monkeypatch: pytest.MonkeyP
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    meeting = threading.Barrier(3)
+    relay = Relay(3)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        run_together([lambda: [meeting.wait()].clear()] * 3, meeting)
+        run_together([partial(relay.come, number) for number in range(3)], relay)
     assert not any(thread.is_alive() for thread in started)
     assert threads_of_blas() == 2
 
@@ -154,17 +168,17 @@ def test_threads_that_cannot_be_started_are_an_error(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("working", [0, 1])
 def test_an_interruption_ends_all(working: int) -> None:
     """Ctrl-C reaches the main thread, which only waits."""
-    meeting = threading.Barrier(2)
+    relay = Relay(2)
 
     def work(number: int) -> None:
         if number == working:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         while True:
-            meeting.wait()
+            relay.come(number)
 
     before = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
-        run_together([lambda: work(0), lambda: work(1)], meeting)
+        run_together([partial(work, 0), partial(work, 1)], relay)
     assert set(threading.enumerate()) == before
     assert threads_of_blas() == 2
 
@@ -184,7 +198,7 @@ def test_each_has_a_thread_and_blas_has_one() -> None:
         seen.append((threading.get_ident(), threads_of_blas()))
         meeting.wait()
 
-    run_together([work, work], meeting)
+    run_together([work, work], Relay(2))
     assert len({thread for thread, _ in seen}) == 2
     assert [number for _, number in seen] == [1, 1]
     assert threads_of_blas() == 2
@@ -192,7 +206,7 @@ def test_each_has_a_thread_and_blas_has_one() -> None:
 
 def test_one_work_alone_runs_as_blas_is() -> None:
     seen: list[int] = []
-    run_together([lambda: seen.append(threads_of_blas())], threading.Barrier(1))
+    run_together([lambda: seen.append(threads_of_blas())], Relay(1))
     assert seen == [2]
 
 
