@@ -17,7 +17,7 @@ from examples.qwen3 import cores
 from examples.qwen3.attention import SAFE_SCORE, Scores, attend_decode, in_one_tile
 from examples.qwen3.config import Config
 from examples.qwen3.forward import Ids, Norm, Product, product_of
-from examples.qwen3.weights import Array, Weights
+from examples.qwen3.weights import GAP, Array, Weights, without_gap
 
 DecodeStep = Callable[[Ids, Ids, Array], None]
 
@@ -27,16 +27,17 @@ MOST_STRETCHED = 4 / 3  # times as many elements are read, by two threads: a ste
 
 
 def stretched(matrices: Array, layer: int) -> tuple[Array, int]:
-    """`matrices[layer]`, of (layers, K, N), with so many rows of its neighbour that BLAS shares a product out, and its own first row there.
+    """`matrices[layer]`, of (layers, K, N + GAP), with so many rows of its neighbour that BLAS shares a product out; and its own first row
+    there.
 
     As it is, where it is large enough, or so small that this would not pay.
     """
-    inner, columns = matrices.shape[1:]
+    inner, columns = without_gap(matrices).shape[1:]
     rows = -(-LEAST_SHARED // columns)
     if not inner < rows <= MOST_STRETCHED * inner:
         return matrices[layer], 0
     first = 0 if layer == 0 else (layer + 1) * inner - rows
-    return matrices.reshape(-1, columns)[first : first + rows], layer * inner - first
+    return matrices.reshape(-1, columns + GAP)[first : first + rows], layer * inner - first
 
 
 def make_decode_step(config: Config, weights: Weights, all_keys: Array, all_values: Array, rows: int) -> DecodeStep:
@@ -60,12 +61,21 @@ def make_decode_step(config: Config, weights: Weights, all_keys: Array, all_valu
         return np.empty((*lead, *shape), np.float32)
 
     several = cores.blas_threads() > 1
-    into_qkv = [stretched(weights.w_qkv, number) if single and several else (layer.heads.w_qkv, 0) for number, layer in enumerate(layers)]
-    margin = max(len(matrix) for matrix, _ in into_qkv) - hidden
+    # `dot` takes only matrices that are contiguous, with their gaps, so a single sequence has room for the zeros that come from these.
+    gap = GAP if single else 0
+    w_qkv_and_own = [(matrix, 0) for matrix in (weights.w_qkv if single else without_gap(weights.w_qkv))]
+    if single and several:
+        w_qkv_and_own = [stretched(weights.w_qkv, number) for number in range(config.layers)]
+    margin = max(len(matrix) for matrix, _ in w_qkv_and_own) - hidden
     wide = np.zeros((*lead, margin + hidden + margin), np.float32)  # `normed` in the middle, and 0 for the rows of neighbours
-    entered = [(wide[..., margin - own : margin - own + len(matrix)], matrix) for matrix, own in into_qkv]
-    x, normed = scratch(hidden), wide[..., margin : margin + hidden]
-    qkv, split = scratch(config.q_size + 2 * config.kv_size), config.q_size + config.kv_size
+    entered = [(wide[..., margin - own : margin - own + len(matrix)], matrix) for matrix, own in w_qkv_and_own]
+    w_o_gate_up_down = [raw if single else without_gap(raw) for raw in (weights.w_o, weights.w_gate_up, weights.w_down)]
+    matrices = [(*both, *others) for both, *others in zip(entered, *w_o_gate_up_down, strict=True)]
+
+    x, normed, sum_and_gap = scratch(hidden), wide[..., margin : margin + hidden], scratch(hidden + gap)
+    summed = sum_and_gap[..., :hidden]
+    qkv_and_gap, split = scratch(config.q_size + 2 * config.kv_size + gap), config.q_size + config.kv_size
+    qkv = qkv_and_gap[..., : split + config.kv_size]
     qk, new_values = qkv[..., :split].reshape(*lead, -1, dim), qkv[..., split:].reshape(*lead, kv_heads, dim)
     qk_rows, qk_columns, rotated = qk[..., None, :], qk[..., None], qk.view(np.complex64)
     queries, new_keys = qk[..., : config.heads, :].reshape(*lead, kv_heads, group, dim), qk[..., config.heads :, :]
@@ -73,10 +83,11 @@ def make_decode_step(config: Config, weights: Weights, all_keys: Array, all_valu
     lengths = squares[..., 0]
     attended = scratch(kv_heads, group, dim)
     concatenated = attended.reshape(*lead, config.q_size)
-    gate_up, inner = scratch(2 * inner_size), scratch(inner_size)
-    gate, up = gate_up[..., :inner_size], gate_up[..., inner_size:]
+    gate_up_and_gap, inner = scratch(2 * inner_size + gap), scratch(inner_size)
+    gate, up = gate_up_and_gap[..., :inner_size], gate_up_and_gap[..., inner_size : 2 * inner_size]
 
     product: Product = np.ndarray.dot if single else product_of(rows)
+    head = without_gap(weights.head)
     normalize = Norm(x, eps, normed)
     matmul, add, multiplied, divide, sqrt, exp, root = np.matmul, np.add, np.multiply, np.divide, np.sqrt, np.exp, math.sqrt
 
@@ -93,15 +104,14 @@ def make_decode_step(config: Config, weights: Weights, all_keys: Array, all_valu
         short = bounded and mask is None and in_one_tile(count, group)
         x[:] = weights.embed[tokens[0] if single else tokens]
         with np.errstate(over="ignore", invalid="ignore"):
-            for layer, (entry, w_qkv), keys, values in zip(
-                layers, entered, all_keys[..., :count, :], all_values[..., :count, :], strict=True
-            ):
-                (_, b_qkv, qk_norm, bound, w_o), b_o, w_gate_up, w_down = layer
+            for layer, some, keys, values in zip(layers, matrices, all_keys[..., :count, :], all_values[..., :count, :], strict=True):
+                (_, b_qkv, qk_norm, bound, _), b_o, _, _ = layer
+                entry, w_qkv, w_o, w_gate_up, w_down = some
                 if single:
                     multiplied(x, 1 / root(float(x.dot(x)) + eps), normed)
                 else:
                     normalize()
-                product(entry, w_qkv, qkv)
+                product(entry, w_qkv, qkv_and_gap)
                 if bias:
                     add(qkv, b_qkv, qkv)
                 matmul(qk_rows, qk_columns, squares)
@@ -120,27 +130,27 @@ def make_decode_step(config: Config, weights: Weights, all_keys: Array, all_valu
                     divide(attended, sums, attended)
                 else:
                     attend_decode(queries, keys, values, mask, bound, seen, attended)
-                product(concatenated, w_o, normed)
+                product(concatenated, w_o, sum_and_gap)
                 if bias:
                     add(x, b_o, x)
-                add(x, normed, x)
+                add(x, summed, x)
                 if single:
                     multiplied(x, 1 / root(float(x.dot(x)) + eps), normed)
                 else:
                     normalize()
-                product(normed, w_gate_up, gate_up)
+                product(normed, w_gate_up, gate_up_and_gap)
                 exp(gate, inner)  # `swiglu`
                 add(inner, 1, inner)
                 divide(gate, inner, inner)
                 multiplied(inner, up, inner)
-                product(inner, w_down, normed)
-                add(x, normed, x)
+                product(inner, w_down, sum_and_gap)
+                add(x, summed, x)
             if single:
                 multiplied(x, 1 / root(float(x.dot(x)) + eps), normed)
-                matmul(normed, weights.head, logits[0])  # `dot` takes none that is not contiguous
+                matmul(normed, head, logits[0])  # `dot` would want room for zeros in the logits
             else:
                 normalize()
-                product(normed, weights.head, logits)
+                product(normed, head, logits)
         if several:
             cores.mark_shared_out()
 

@@ -15,7 +15,7 @@ from examples.qwen3.config import Config
 from examples.qwen3.forward import Mlp, Norm, Projection, product_of
 from examples.qwen3.parallel_shards import shard_config, shard_shapes, vocabulary_share
 from examples.qwen3.programs import cache_shape
-from examples.qwen3.weights import Array, Heads, Weights, heads_of, weight_shapes
+from examples.qwen3.weights import Array, Heads, Weights, heads_of, weight_shapes, without_gap
 
 Refs = tuple[pa.TensorRef, ...]
 FIELDS = Weights._fields
@@ -79,7 +79,7 @@ def make_sharded_programs(config: Config, positions: int, devices: int) -> Shard
             x += reduced
             if config.attention_bias:
                 x += b_o[layer]
-            Mlp(mine, x, np.empty_like(x)).feed(w_gate_up[layer], w_down[layer], partial)
+            Mlp(mine, x, np.empty_like(x)).feed(without_gap(w_gate_up[layer]), without_gap(w_down[layer]), partial)
 
     @pa.kernel
     def add(reduced: pa.InArray, x: pa.InOutArray) -> None:
@@ -91,7 +91,7 @@ def make_sharded_programs(config: Config, positions: int, devices: int) -> Shard
         last = np.empty_like(x[-1:])
         with np.errstate(over="ignore", invalid="ignore"):
             Norm(x[-1:], config.rms_norm_eps * config.hidden_size, last)()
-            np.matmul(last, head, logits[None])
+            np.matmul(last, without_gap(head), logits[None])
 
     def forward(orch: pa.Orchestrator, tokens: pa.TensorRef, places: pa.TensorRef, given: Refs, logits: pa.TensorRef) -> None:
         stacked = dict(zip((*FIELDS, "keys", "values"), given, strict=True))

@@ -13,7 +13,7 @@ import numpy as np
 
 from examples.qwen3.config import Config
 from examples.qwen3.errors import OptionError
-from examples.qwen3.weights import Array, Part
+from examples.qwen3.weights import GAP, MATRICES, Array, Part, with_gap, without_gap
 
 
 def shard_config(config: Config, devices: int) -> Config:
@@ -39,9 +39,14 @@ def vocabulary_share(config: Config, devices: int) -> int:
 
 def shards_of(part: Part, config: Config, devices: int) -> list[Array]:
     """What each device gets of `part`."""
-    array = part.array
+    if part.field in MATRICES:
+        return [with_gap(piece) for piece in _pieces_of(part.field, without_gap(part.array), config, devices)]
+    return _pieces_of(part.field, part.array, config, devices)
+
+
+def _pieces_of(field: str, array: Array, config: Config, devices: int) -> list[Array]:
     q, kv, columns = config.q_size, config.kv_size, config.intermediate_size
-    match part.field:
+    match field:
         case "w_qkv" | "b_qkv":
             pieces = [_columns(piece, devices) for piece in np.split(array, [q, q + kv], axis=-1)]
             return [np.concatenate(several, axis=-1) for several in zip(*pieces, strict=True)]
@@ -53,7 +58,7 @@ def shards_of(part: Part, config: Config, devices: int) -> list[Array]:
             gates, ups = (_columns(piece, devices) for piece in (array[:, :columns], array[:, columns:]))
             return [np.concatenate(pair, axis=-1) for pair in zip(gates, ups, strict=True)]
         case "w_down":
-            return [np.ascontiguousarray(rows.T) for rows in _columns(array.T, devices)]
+            return [rows.T for rows in _columns(array.T, devices)]
         case "head":
             return _columns(array, devices)
         case _:
@@ -63,7 +68,7 @@ def shards_of(part: Part, config: Config, devices: int) -> list[Array]:
 def shard_shapes(shapes: dict[str, tuple[int, ...]], config: Config, devices: int) -> dict[str, tuple[int, ...]]:
     """The shape of the stacked tensor of each field, from the shapes (of `weight_shapes`) for one shard's numbers."""
     stacked = {name: (devices, *shape) for name, shape in shapes.items()}
-    stacked["head"] = (devices, config.hidden_size, vocabulary_share(config, devices))
+    stacked["head"] = (devices, config.hidden_size, vocabulary_share(config, devices) + GAP)
     return stacked
 
 

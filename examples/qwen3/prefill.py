@@ -17,7 +17,7 @@ from examples.qwen3 import cores
 from examples.qwen3.attention import Scores, attend_decode, attend_prefill
 from examples.qwen3.config import Config
 from examples.qwen3.forward import Ids, Projection, Step
-from examples.qwen3.weights import Array, Layer, Weights
+from examples.qwen3.weights import Array, Layer, Weights, without_gap
 
 LEAST_SHARE = 128  # rows; on fewer, BLAS alone uses the cores as well
 ATTENTION_WEIGHT = 2  # a multiplication of attention, in small products and with its softmax, against one with weights
@@ -93,4 +93,4 @@ class Pass:
         step.projection.project(layer.heads, self._rotation[-1:])
         attend_decode(step.projection.queries, keys[None], values[None], None, bound, scratch, step.attended)
         step.finish(layer)
-        step.leave(self._weights.head, self._logits[None])
+        step.leave(without_gap(self._weights.head), self._logits[None])

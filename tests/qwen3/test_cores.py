@@ -22,7 +22,7 @@ from examples.qwen3.parallel import open_worker
 from examples.qwen3.prefill import shares
 from examples.qwen3.programs import make_programs
 from examples.qwen3.runner import Qwen3
-from examples.qwen3.weights import Part
+from examples.qwen3.weights import GAP, Part, without_gap
 from tests.qwen3.test_forward import config_of, ids, model_of, trained
 
 COUNT = 150
@@ -316,11 +316,11 @@ def test_several_threads_share_out_whole_matrices() -> None:
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_a_stretched_matrix_has_its_own_rows_and_those_of_a_neighbour(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    matrices = np.random.default_rng(0).standard_normal((3, 12, 5), np.float32)
+    matrices = np.random.default_rng(0).standard_normal((3, 12, 5 + GAP), np.float32)
     monkeypatch.setattr(decode, "LEAST_SHARED", 71)
     matrix, own = stretched(matrices, layer)
-    assert matrix.shape == (15, 5)
-    assert matrix.size >= decode.LEAST_SHARED
+    assert matrix.shape == (15, 5 + GAP)
+    assert without_gap(matrix).size >= decode.LEAST_SHARED
     assert np.shares_memory(matrix, matrices)
     np.testing.assert_array_equal(matrix[own : own + 12], matrices[layer])
 
@@ -329,10 +329,10 @@ def test_a_stretched_matrix_has_its_own_rows_and_those_of_a_neighbour(layer: int
 def test_a_matrix_that_is_large_enough_or_too_small_or_alone_stays_as_it_is(
     least: int, layers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    matrices = np.ones((layers, 12, 5), np.float32)
+    matrices = np.ones((layers, 12, 5 + GAP), np.float32)
     monkeypatch.setattr(decode, "LEAST_SHARED", least)
     matrix, own = stretched(matrices, 0)
-    assert (matrix.shape, own) == ((12, 5), 0)
+    assert (matrix.shape, own) == ((12, 5 + GAP), 0)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -342,7 +342,7 @@ def test_a_step_is_the_same_with_several_threads(rows: int, bias: bool, monkeypa
     size = config.hidden_size * (config.q_size + 2 * config.kv_size)
     monkeypatch.setattr(decode, "LEAST_SHARED", size * 5 // 4)
     weights = trained(config)
-    assert stretched(weights.w_qkv, 0)[0].size > size
+    assert without_gap(stretched(weights.w_qkv, 0)[0]).size > size
     logits = np.empty((2, rows, config.vocab_size), np.float32)
     for number, threads in enumerate((1, 2)):
         model = DirectModel(config, weights, rows)

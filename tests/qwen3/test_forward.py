@@ -11,7 +11,19 @@ from examples.qwen3.config import Config
 from examples.qwen3.decode import make_decode_step
 from examples.qwen3.direct import DirectModel
 from examples.qwen3.forward import WIDTH, multiply_by_tiles, swiglu
-from examples.qwen3.weights import Array, Weights, interleave, layer_parts, random_weights, rope_table, transposed
+from examples.qwen3.weights import (
+    GAP,
+    MATRICES,
+    Array,
+    Weights,
+    interleave,
+    layer_parts,
+    random_weights,
+    rope_table,
+    transposed,
+    with_gap,
+    without_gap,
+)
 
 
 def config_of(heads: int = 4, kv_heads: int = 2, bias: bool = False) -> Config:
@@ -226,7 +238,10 @@ def test_layouts() -> None:
     np.testing.assert_array_equal(interleave(np.arange(8, dtype=np.float32), 4), [0, 2, 1, 3, 4, 6, 5, 7])
     matrix = np.arange(130 * 3, dtype=np.float32).reshape(130, 3)
     assert transposed(matrix).flags.c_contiguous
-    np.testing.assert_array_equal(transposed(matrix), matrix.T)
+    for with_its_gap in (transposed(matrix), with_gap(matrix.T)):
+        np.testing.assert_array_equal(without_gap(with_its_gap), matrix.T)
+        assert with_its_gap.shape == (3, 130 + GAP)
+        assert not with_its_gap[:, -GAP:].any()
     table = rope_table(config_of(), 2).view(np.complex64)
     np.testing.assert_allclose(table[0], 1)
     np.testing.assert_allclose(table[1, 0], np.exp(1j), rtol=1e-6)
@@ -238,8 +253,5 @@ def test_random_weights_are_repeatable_and_complete() -> None:
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, other)
     assert (
-        config.parameters
-        == sum(array.size for name, array in first._asdict().items() if name in ("embed", "w_qkv", "w_o", "w_gate_up", "w_down", "head"))
-        + 2 * (2 * 24 + 2 * 8)
-        + 24
+        config.parameters == sum(without_gap(getattr(first, name)).size for name in MATRICES) + first.embed.size + 2 * (2 * 24 + 2 * 8) + 24
     )
