@@ -49,8 +49,8 @@ def _setters() -> tuple[Callable[[int], object], ...]:
     return tuple(known)
 
 
-class Loan:
-    """The threads of BLAS while passes have borrowed them: their number belongs to the process, and so to all devices in it."""
+class Blas:
+    """The threads of BLAS, and who has borrowed them: their number belongs to the process, and so to all devices in it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -58,17 +58,18 @@ class Loan:
         self._before: list[int] = []  # threads of each library
         self._used = -math.inf  # when BLAS had shared out products for the last time
 
-    def number(self) -> int:
-        """Threads that BLAS has now: 1 while they are lent."""
+    def threads(self) -> int:
+        """Threads that BLAS has now: 1 while they are lent, and where nothing can tell (without the package `threadpoolctl`)."""
         return max([library.num_threads for library in _libraries()], default=1)
 
-    def mark(self) -> None:
-        """BLAS has shared out products until now."""
+    def mark_shared_out(self) -> None:
+        """Whoever lets several threads of BLAS share out products says so afterwards, since they spin then."""
         self._used = time.monotonic()
 
     def available(self) -> int:
-        """Threads that could be borrowed now."""
-        return self.number() if _setters() and time.monotonic() >= self._used + SPIN else 1
+        """How many works `run_together` can give a core now; 1 while the threads of BLAS spin or are lent, and where they cannot be lent
+        (another library than OpenBLAS, or one with OpenMP)."""
+        return self.threads() if _setters() and time.monotonic() >= self._used + SPIN else 1
 
     @contextlib.contextmanager
     def borrow(self) -> Iterator[None]:
@@ -93,23 +94,7 @@ class Loan:
                             setter(number)
 
 
-_loan = Loan()
-
-
-def blas_threads() -> int:
-    """Threads that BLAS has for the products of a pass that begins now; 1 where nothing can tell (without the package `threadpoolctl`)."""
-    return _loan.number()
-
-
-def mark_shared_out() -> None:
-    """Whoever lets several threads of BLAS share out products says so afterwards, since they spin then."""
-    _loan.mark()
-
-
-def threads_to_borrow() -> int:
-    """How many works `run_together` can give a core now; 1 while the threads of BLAS spin or are lent, and where they cannot be lent
-    (another library than OpenBLAS, or one with OpenMP)."""
-    return _loan.available()
+blas = Blas()
 
 
 class Stopped(Exception):
@@ -168,7 +153,7 @@ def _conduct(works: Sequence[Callable[[], None]], relay: Relay) -> None:
             raise
 
     first, *others = works
-    with _loan.borrow(), ThreadPoolExecutor(len(others)) as pool:
+    with blas.borrow(), ThreadPoolExecutor(len(others)) as pool:
         try:
             begun = [pool.submit(guarded, work) for work in others]
         except BaseException:  # there are no more threads

@@ -50,7 +50,7 @@ def make_decode_step(config: Config, weights: Weights, all_keys: Array, all_valu
     single = rows == 1
     lead: tuple[int, ...] = () if single else (rows,)
     all_keys, all_values = (all_keys[:, 0], all_values[:, 0]) if single else (all_keys[:, :rows], all_values[:, :rows])
-    rope, layers = weights.rope.view(np.complex64), weights.layers()
+    rope = weights.rope.view(np.complex64)
     rope = rope if single else rope[:, None]
     which = np.arange(rows)
     hidden, inner_size, kv_heads, group, dim = config.hidden_size, config.intermediate_size, config.kv_heads, config.group, config.head_dim
@@ -60,17 +60,17 @@ def make_decode_step(config: Config, weights: Weights, all_keys: Array, all_valu
     def scratch(*shape: int) -> Array:
         return np.empty((*lead, *shape), np.float32)
 
-    several = cores.blas_threads() > 1
     # `dot` takes only matrices that are contiguous, with their gaps, so a single sequence has room for the zeros that come from these.
     gap = GAP if single else 0
-    w_qkv_and_own = [(matrix, 0) for matrix in (weights.w_qkv if single else without_gap(weights.w_qkv))]
-    if single and several:
-        w_qkv_and_own = [stretched(weights.w_qkv, number) for number in range(config.layers)]
-    margin = max(len(matrix) for matrix, _ in w_qkv_and_own) - hidden
+    matrices = weights.w_qkv, weights.w_o, weights.w_gate_up, weights.w_down
+    w_qkvs, w_os, w_gate_ups, w_downs = matrices if single else map(without_gap, matrices)
+    several = cores.blas.threads() > 1
+    stretch = [stretched(w_qkvs, number) if single and several else (w_qkv, 0) for number, w_qkv in enumerate(w_qkvs)]
+    margin = max(len(matrix) for matrix, _ in stretch) - hidden
     wide = np.zeros((*lead, margin + hidden + margin), np.float32)  # `normed` in the middle, and 0 for the rows of neighbours
-    entered = [(wide[..., margin - own : margin - own + len(matrix)], matrix) for matrix, own in w_qkv_and_own]
-    w_o_gate_up_down = [raw if single else without_gap(raw) for raw in (weights.w_o, weights.w_gate_up, weights.w_down)]
-    matrices = [(*both, *others) for both, *others in zip(entered, *w_o_gate_up_down, strict=True)]
+    entries = [wide[..., margin - own : margin - own + len(matrix)] for matrix, own in stretch]
+    into_qkv, bounds = [matrix for matrix, _ in stretch], weights.score_bound[:, 0].tolist()
+    layers = list(zip(entries, into_qkv, weights.b_qkv, weights.qk_norm, bounds, w_os, weights.b_o, w_gate_ups, w_downs, strict=True))
 
     x, normed, sum_and_gap = scratch(hidden), wide[..., margin : margin + hidden], scratch(hidden + gap)
     summed = sum_and_gap[..., :hidden]
@@ -104,9 +104,8 @@ def make_decode_step(config: Config, weights: Weights, all_keys: Array, all_valu
         short = bounded and mask is None and in_one_tile(count, group)
         x[:] = weights.embed[tokens[0] if single else tokens]
         with np.errstate(over="ignore", invalid="ignore"):
-            for layer, some, keys, values in zip(layers, matrices, all_keys[..., :count, :], all_values[..., :count, :], strict=True):
-                (_, b_qkv, qk_norm, bound, _), b_o, _, _ = layer
-                entry, w_qkv, w_o, w_gate_up, w_down = some
+            for layer, keys, values in zip(layers, all_keys[..., :count, :], all_values[..., :count, :], strict=True):
+                entry, w_qkv, b_qkv, qk_norm, bound, w_o, b_o, w_gate_up, w_down = layer
                 if single:
                     multiplied(x, 1 / root(float(x.dot(x)) + eps), normed)
                 else:
@@ -152,6 +151,6 @@ def make_decode_step(config: Config, weights: Weights, all_keys: Array, all_valu
                 normalize()
                 product(normed, head, logits)
         if several:
-            cores.mark_shared_out()
+            cores.blas.mark_shared_out()
 
     return step

@@ -28,7 +28,7 @@ Product = Callable[[Array, Array, Array], object]
 
 def product_of(rows: int) -> Product:
     """What fills `out = x @ matrix`, (rows, K) by (K, N), in the fastest way. Several threads of BLAS share out a matrix, but no tiles."""
-    return multiply_by_tiles if rows in TILED_ROWS and cores.blas_threads() == 1 else np.matmul
+    return multiply_by_tiles if rows in TILED_ROWS and cores.blas.threads() == 1 else np.matmul
 
 
 def multiply_by_tiles(x: Array, matrix: Array, out: Array) -> None:

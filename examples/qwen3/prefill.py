@@ -30,14 +30,14 @@ def prefill(config: Config, weights: Weights, keys: Array, values: Array, tokens
     written, of the last token only.
     """
     count = len(tokens)
-    parts = max(1, min(cores.threads_to_borrow(), count // LEAST_SHARE))
+    parts = max(1, min(cores.blas.available(), count // LEAST_SHARE))
     ends = shares(config, count, parts)
     relay = cores.Relay(parts)
     run = Pass(config, weights, keys[:, slot, :, :count], values[:, slot, :, :count], weights.embed[tokens], logits)
     shared = [partial(run.take, start, end, partial(relay.come, number)) for number, (start, end) in enumerate(pairwise([0, *ends]))]
     cores.run_together(shared, relay)
-    if parts == 1 and cores.blas_threads() > 1:
-        cores.mark_shared_out()
+    if parts == 1 and cores.blas.threads() > 1:
+        cores.blas.mark_shared_out()
 
 
 def shares(config: Config, count: int, parts: int) -> list[int]:

@@ -15,7 +15,7 @@ import threadpoolctl
 
 from examples.qwen3 import cores, decode, forward, prefill
 from examples.qwen3.config import Config
-from examples.qwen3.cores import Loan, Relay, Stopped, run_together
+from examples.qwen3.cores import Blas, Relay, Stopped, run_together
 from examples.qwen3.decode import make_decode_step, stretched
 from examples.qwen3.direct import DirectModel
 from examples.qwen3.parallel import open_worker
@@ -32,7 +32,7 @@ COUNT = 150
 def two_threads() -> Iterator[None]:
     """Of BLAS, which nobody has used."""
     with threadpoolctl.threadpool_limits(2):
-        cores._loan._used = -math.inf
+        cores.blas._used = -math.inf
         yield
 
 
@@ -210,38 +210,38 @@ def test_one_work_alone_runs_as_blas_is() -> None:
     assert seen == [2]
 
 
-# ------------------------------------------------------------------------------------------------ the loan
+# ------------------------------------------------------------------------------------------------ what is lent
 
 
 def test_the_last_who_borrowed_gives_back() -> None:
     """Of two devices in one process that begin at once; neither thread is the one that threadpoolctl lets set them."""
-    loan, order = Loan(), []
+    blas, order = Blas(), []
     first_has, second_has = threading.Event(), threading.Event()
 
     def first() -> None:
-        with loan.borrow():
+        with blas.borrow():
             first_has.set()
             second_has.wait()
-        order.append(("first is over", threads_of_blas(), loan.number(), loan.available()))
+        order.append(("first is over", threads_of_blas(), blas.threads(), blas.available()))
 
     def second() -> None:
         first_has.wait()
-        with loan.borrow():
+        with blas.borrow():
             second_has.set()
             one.join()
-            order.append(("second goes on", threads_of_blas(), loan.number(), loan.available()))
+            order.append(("second goes on", threads_of_blas(), blas.threads(), blas.available()))
 
     one, other = threading.Thread(target=first), threading.Thread(target=second)
     one.start()
     other.start()
     other.join()
     assert order == [("first is over", 1, 1, 1), ("second goes on", 1, 1, 1)]
-    assert threads_of_blas() == loan.available() == 2
+    assert threads_of_blas() == blas.available() == 2
 
 
 def test_a_number_that_was_set_meanwhile_stays() -> None:
-    loan = Loan()
-    with loan.borrow():
+    blas = Blas()
+    with blas.borrow():
         cores._setters()[0](3)
     assert threads_of_blas() == 3
 
@@ -250,7 +250,7 @@ def test_a_number_that_was_set_meanwhile_stays() -> None:
 def test_nothing_is_borrowed_while_the_threads_of_blas_spin(spin: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("examples.qwen3.cores.time.monotonic", lambda: now[0])
-    assert cores.threads_to_borrow() == 2
+    assert cores.blas.available() == 2
     model = model_of(config_of(), 17)
     if spin == "prompt":
         model.prefill(ids(20))
@@ -259,11 +259,11 @@ def test_nothing_is_borrowed_while_the_threads_of_blas_spin(spin: str, monkeypat
         step = make_decode_step(model.config, model.weights, model.keys, model.values, rows)
         now[0] += 1  # a long dispatch
         step(np.ones(rows, np.int64), np.zeros(rows, np.int64), np.empty((rows, 40), np.float32))
-    assert cores.threads_to_borrow() == 1
+    assert cores.blas.available() == 1
     now[0] += 0.034  # 2 ** 26 cycles of 2 GHz
-    assert cores.threads_to_borrow() == 1
+    assert cores.blas.available() == 1
     now[0] += cores.SPIN
-    assert cores.threads_to_borrow() == 2
+    assert cores.blas.available() == 2
 
 
 def test_one_thread_does_not_spin() -> None:
@@ -271,19 +271,19 @@ def test_one_thread_does_not_spin() -> None:
     with threadpoolctl.threadpool_limits(1):
         model.prefill(ids(COUNT))
         model.decode_step(np.array([1]), np.array([COUNT]))
-    assert cores.threads_to_borrow() == 2
+    assert cores.blas.available() == 2
 
 
 def test_a_pass_shared_out_to_threads_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefill, "LEAST_SHARE", COUNT // 2)
     model_of(config_of()).prefill(ids(COUNT))
-    assert cores.threads_to_borrow() == 2
+    assert cores.blas.available() == 2
 
 
 def test_a_blas_that_keeps_its_threads_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "_setters", tuple)
-    assert cores.threads_to_borrow() == 1
-    assert cores.blas_threads() == 2
+    assert cores.blas.available() == 1
+    assert cores.blas.threads() == 2
 
 
 @pytest.mark.parametrize("layer", ["pthreads", "openmp"])
@@ -294,14 +294,14 @@ def test_so_is_one_beside_a_blas_that_keeps_its_threads(layer: str, monkeypatch:
     keeping = SimpleNamespace(dynlib=dynlib, num_threads=4, threading_layer=layer)
     monkeypatch.setattr(cores, "_libraries", lambda: (*known, keeping))
     monkeypatch.setattr(cores, "_setters", cores._setters.__wrapped__)
-    assert cores.threads_to_borrow() == 1
+    assert cores.blas.available() == 1
 
 
 def test_without_the_package_there_is_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "threadpoolctl", None)
     monkeypatch.setattr(cores, "_libraries", cores._libraries.__wrapped__)
     monkeypatch.setattr(cores, "_setters", cores._setters.__wrapped__)
-    assert (cores.blas_threads(), cores.threads_to_borrow()) == (1, 1)
+    assert (cores.blas.threads(), cores.blas.available()) == (1, 1)
 
 
 # ------------------------------------------------------------------------------------------------ decode
